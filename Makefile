@@ -1,0 +1,49 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both set everything up first.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test check bench seedling docs clean
+
+help:
+	@echo "make demo     grow the embedded model through all phases (about 2 minutes after the install)"
+	@echo "make test     run the tests"
+	@echo "make check    ruff, mypy --strict, generated documents, tests"
+	@echo "make bench    run every benchmark; each prints one JSON object on its last line"
+	@echo "make seedling rebuild the embedded model (about 10 minutes) into build/seedling"
+	@echo "make docs     regenerate schemas and the job reference"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name yours with: make PYTHON=/path/to/python3"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/scaler demo grow --workspace demo-workspace $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 -m 'not slow and not gpu' $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m scaler_wizard.specs.documentation --check
+	$(BIN)/python -m pytest -n 2 -m 'not slow and not gpu' $(ARGS)
+
+bench: $(READY)
+	for benchmark in benchmarks/*.py; do $(BIN)/python $$benchmark --json || exit 1; done
+
+seedling: $(READY)
+	$(BIN)/python scripts/build_seedling.py --out build/seedling
+
+docs: $(READY)
+	$(BIN)/python -m scaler_wizard.specs.documentation --write
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""What a person asks for, frozen and validated: one job spec per recipe, and the cockpit payload."""
