@@ -183,7 +183,7 @@ class EvaluationSection(Spec):
     depths: list[float] = [0.0, 0.25, 0.5, 0.75, 1.0]
     """Relative depths of the needles, 0 is the start; at least five."""
     epsilon: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Allowed rise of the same-target loss against the base window (nats per token), plus 2 standard errors."""
+    """Allowed rise of the same-target loss over the base window, nats per token, plus 2 standard errors."""
     short_tolerance: Annotated[float, Field(gt=0, le=1)] = 0.01
     """Allowed relative rise of the loss within the base context: 0.01 is 1%."""
     task_rows: Annotated[int, Field(ge=0, le=100_000)] = 200

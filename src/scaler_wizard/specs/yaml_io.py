@@ -101,6 +101,17 @@ def parse_yaml(text: str, name: str = "the text") -> dict[str, Any]:
     return value
 
 
+class _PlainDumper(yaml.SafeDumper):
+    """SafeDumper that escapes what PyYAML would write raw and read back as a space or a line break."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        odd = any(not character.isprintable() and character not in "\n\t" for character in data)
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if odd else None)
+
+
+_PlainDumper.add_representer(str, _PlainDumper.represent_str)
+
+
 def dump_yaml(value: dict[str, Any]) -> str:
-    """Plain YAML text of a mapping, keys in their own order."""
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
+    """Plain YAML text of a mapping, keys in their own order; `parse_yaml` reads back an equal one."""
+    return yaml.dump(value, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=100)
