@@ -1,0 +1,1 @@
+"""Schema migrations (Alembic), run by `database.Database` when it opens a workspace."""
