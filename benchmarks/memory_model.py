@@ -1,0 +1,243 @@
+"""Predicted against measured peak memory of a LoRA step on this machine's CPU.
+
+    python benchmarks/memory_model.py [--json] [--mmap] [--only NAME]
+
+Each configuration runs in a fresh process: a random Llama, our kind of step (frozen base, adapters with
+32-bit masters computed in the base's format, logits of labelled positions in chunks, AdamW), then the
+process's own VmHWM. The last line of `--json` is {config, predicted, measured, error} of the worst case
+and `all` of them. `runtime` rows measure what the libraries cost by themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from scaler_wizard.planning.facts import read_facts
+from scaler_wizard.planning.memory import LOGIT_CHUNK, estimate_memory
+
+CONFIGS = {
+    "tiny-fp32": {"hidden": 64, "layers": 4, "mlp": 256, "heads": 4, "kv": 2, "vocab": 512,
+    "precision": "float32",
+                  "tokens": 1024, "rank": 8, "checkpointing": False},
+    "20m-fp32": {"hidden": 384, "layers": 8, "mlp": 1024, "heads": 6, "kv": 2, "vocab": 8192,
+    "precision": "float32",
+                 "tokens": 2048, "rank": 16, "checkpointing": False},
+    "110m-bf16": {"hidden": 768, "layers": 12, "mlp": 2048, "heads": 12, "kv": 4, "vocab": 32000,
+                  "precision": "bfloat16", "tokens": 1024, "rank": 16, "checkpointing": False},
+    "110m-fp32": {"hidden": 768, "layers": 12, "mlp": 2048, "heads": 12, "kv": 4, "vocab": 32000,
+                  "precision": "float32", "tokens": 1024, "rank": 16, "checkpointing": False},
+    "110m-bf16-ckpt": {"hidden": 768, "layers": 12, "mlp": 2048, "heads": 12, "kv": 4, "vocab": 32000,
+                       "precision": "bfloat16", "tokens": 2048, "rank": 16, "checkpointing": True},
+    "110m-fp32-ckpt": {"hidden": 768, "layers": 12, "mlp": 2048, "heads": 12, "kv": 4, "vocab": 32000,
+                       "precision": "float32", "tokens": 2048, "rank": 16, "checkpointing": True},
+}  # fmt: skip
+
+
+def peak_rss() -> int:
+    """This process's highest resident size so far, in bytes."""
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match is not None
+    return int(match[1]) * 1024
+
+
+def build_model(config: dict[str, object]) -> object:
+    """A random Llama in the configuration's precision, built without a second copy of its weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.set_default_dtype(getattr(torch, str(config["precision"])))
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=config["hidden"], num_hidden_layers=config["layers"], intermediate_size=config["mlp"],
+            num_attention_heads=config["heads"], num_key_value_heads=config["kv"], vocab_size=config["vocab"],
+            max_position_embeddings=8192, attn_implementation="sdpa",
+        )
+    )  # fmt: skip
+    torch.set_default_dtype(torch.float32)
+    return model.requires_grad_(False)
+
+
+def adapt(model: object, rank: int) -> list[object]:
+    """Put adapters on every linear layer but the head; returns their parameters."""
+    import torch
+
+    class Adapter(torch.nn.Module):
+        def __init__(self, base: torch.nn.Linear) -> None:
+            super().__init__()
+            self.base = base
+            self.a = torch.nn.Parameter(torch.randn(rank, base.in_features) * 0.02)
+            self.b = torch.nn.Parameter(torch.zeros(base.out_features, rank))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            low = torch.nn.functional.linear(x, self.a.to(x.dtype))
+            return torch.add(self.base(x), torch.nn.functional.linear(low, self.b.to(x.dtype)), alpha=2.0)
+
+    adapters = []
+    for layer in model.model.layers:
+        for parent in (layer.self_attn, layer.mlp):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, torch.nn.Linear):
+                    setattr(parent, name, Adapter(child))
+                    adapters += [getattr(parent, name).a, getattr(parent, name).b]
+    return adapters
+
+
+def step(model: object, optimizer: object, tokens: int, vocab: int) -> None:
+    """One packed micro-batch; every position is labelled, the worst case for logits."""
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    ids = torch.randint(0, vocab, (1, tokens))
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[0]
+
+    def chunk_loss(part: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(model.lm_head(part).float(), labels, reduction="sum")
+
+    total = torch.zeros(())
+    for part, labels in zip(hidden.split(LOGIT_CHUNK), ids[0].split(LOGIT_CHUNK), strict=True):
+        total = total + checkpoint(chunk_loss, part, labels, use_reentrant=False)
+    (total / tokens).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def child(name: str) -> None:
+    """Run one configuration and print {measured, runtime, seconds} as JSON."""
+    import torch
+    import transformers  # noqa: F401  (its import is part of the runtime)
+    from transformers import LlamaForCausalLM  # noqa: F401
+
+    torch.set_num_threads(1)
+    imported = peak_rss()
+    if name == "runtime":
+        print(json.dumps({"measured": imported}))
+        return
+    config = CONFIGS[name]
+    model = build_model(config)
+    adapters = adapt(model, int(config["rank"]))
+    optimizer = torch.optim.AdamW(adapters, lr=1e-4)
+    model.train()
+    if config["checkpointing"]:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        step(model, optimizer, int(config["tokens"]), int(config["vocab"]))
+        seconds.append(time.perf_counter() - start)
+    print(json.dumps({"measured": peak_rss(), "runtime": imported, "seconds": min(seconds)}))
+
+
+def predicted(name: str, mmap: bool) -> int:
+    """The memory model's total for one configuration, from a header-only model directory."""
+    config = CONFIGS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        write_header_only(Path(folder), config)
+        facts = read_facts(folder)
+    estimate = estimate_memory(
+        facts, strategy="lora", rank=int(config["rank"]), target_modules=None,
+        precision=str(config["precision"]),
+        micro_batch_tokens=int(config["tokens"]), context=256,
+        activation_checkpointing=bool(config["checkpointing"]), device_kind="cpu",
+        fragmented_heap=not mmap,
+    )  # fmt: skip
+    for line in estimate.lines:
+        print(f"    {line.name:12} {line.bytes / 1e6:9.1f} MB  {line.when:10} {line.explanation}")
+    return estimate.total
+
+
+def write_header_only(folder: Path, config: dict[str, object]) -> None:
+    """config.json and a sparse safetensors file of the right size: planning reads nothing else."""
+    hidden, mlp, vocab = int(config["hidden"]), int(config["mlp"]), int(config["vocab"])
+    kv = hidden // int(config["heads"]) * int(config["kv"])
+    shapes = {
+        "model.embed_tokens.weight": (vocab, hidden),
+        "lm_head.weight": (vocab, hidden),
+        "model.norm.weight": (hidden,),
+    }
+    for index in range(int(config["layers"])):
+        base = f"model.layers.{index}."
+        for part, (rows, columns) in {
+            "self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (kv, hidden),
+            "self_attn.v_proj": (kv, hidden),
+            "self_attn.o_proj": (hidden, hidden), "mlp.gate_proj": (mlp, hidden), "mlp.up_proj": (mlp,
+            hidden),
+            "mlp.down_proj": (hidden, mlp),
+        }.items():  # fmt: skip
+            shapes[f"{base}{part}.weight"] = (rows, columns)
+        shapes[f"{base}input_layernorm.weight"] = shapes[f"{base}post_attention_layernorm.weight"] = (hidden,)
+    header, position = {}, 0
+    for name, shape in shapes.items():
+        size = 4 * (shape[0] * shape[1] if len(shape) == 2 else shape[0])
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [position, position + size]}
+        position += size
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + position)
+    (folder / "config.json").write_text(json.dumps({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden,
+        "num_hidden_layers": config["layers"], "num_attention_heads": config["heads"],
+        "num_key_value_heads": config["kv"], "intermediate_size": mlp, "vocab_size": vocab,
+        "max_position_embeddings": 8192, "tie_word_embeddings": False,
+    }))  # fmt: skip
+
+
+def measure(name: str, mmap: bool) -> dict[str, float]:
+    """Run one configuration in a fresh process."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if mmap:
+        environment["MALLOC_MMAP_THRESHOLD_"] = "1048576"
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", name],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
+    result: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def main() -> None:
+    """Compare every configuration and print the table."""
+    parser = argparse.ArgumentParser(description="predicted against measured peak memory")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--mmap", action="store_true", help="start with MALLOC_MMAP_THRESHOLD_=1048576")
+    parser.add_argument("--only", choices=sorted(CONFIGS))
+    parser.add_argument("--child", choices=[*CONFIGS, "runtime"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child(arguments.child)
+        return
+    print(f"runtime alone: {measure('runtime', arguments.mmap)['measured'] / 1e6:.0f} MB")
+    rows = []
+    for name in [arguments.only] if arguments.only else list(CONFIGS):
+        print(name)
+        total, result = predicted(name, arguments.mmap), measure(name, arguments.mmap)
+        error = total / result["measured"] - 1
+        rows.append(
+            {
+                "config": name,
+                "predicted": total,
+                "measured": int(result["measured"]),
+                "error": round(error, 4),
+            }
+        )
+        print(
+            f"  predicted {total / 1e6:,.0f} MB, measured {result['measured'] / 1e6:,.0f} MB, {error:+.1%}; "
+            f"runtime {result['runtime'] / 1e6:.0f} MB, step {result['seconds']:.2f} s"
+        )
+    if arguments.json:
+        print(json.dumps({**max(rows, key=lambda row: abs(row["error"])), "all": rows}))
+
+
+if __name__ == "__main__":
+    main()
