@@ -1,0 +1,1 @@
+"""A finished run directory to one self-contained HTML page. No torch."""
