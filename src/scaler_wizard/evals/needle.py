@@ -1,0 +1,117 @@
+"""Single-token needles at several depths of a document of a given length, against the truncated window.
+
+The baseline is what a person gets without extending anything: the same prompts cut to their last
+`base_length` tokens, question kept. A needle beyond that window cannot be found there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from scaler_wizard.data.generators.needles import needle_document
+from scaler_wizard.evals.documents import prefix_ids
+from scaler_wizard.evals.progress import OnProgress, no_progress
+from scaler_wizard.evals.results import DepthAccuracy, NeedleResult, Proportion
+from scaler_wizard.evals.retrieval import (
+    RetrievalItem,
+    TextNeedles,
+    generated_item,
+    generated_values,
+    predict_answers,
+    token_counter,
+    uses_generated_world,
+)
+from scaler_wizard.evals.settings import ProbeSettings
+from scaler_wizard.evals.tokenizing import Tokenizer
+
+
+def needle_items(
+    tokenizer: Tokenizer, texts: Sequence[str], settings: ProbeSettings
+) -> tuple[list[RetrievalItem], list[tuple[int, ...]]]:
+    """The prompts (needles_per_depth at each depth, in the order of the depths) and every possible value."""
+    places = [(depth, i) for depth in settings.depths for i in range(settings.needles_per_depth)]
+    if uses_generated_world(tokenizer, settings):
+        count = token_counter(tokenizer)
+
+        def generated(depth: float, i: int) -> RetrievalItem:
+            return generated_item(
+                tokenizer,
+                lambda room: needle_document(
+                    settings.rng("needle", settings.length, depth, i),
+                    depth=depth,
+                    n_tokens=room,
+                    count_tokens=count,
+                ),
+                settings.length,
+            )
+
+        return [generated(depth, i) for depth, i in places], generated_values(tokenizer)
+    needles = TextNeedles(tokenizer, texts, settings)
+    n_keys, n_values = len(needles.statements.keys), len(needles.statements.values)
+    items = []
+    for depth, i in places:
+        rng = settings.rng("needle", settings.length, depth, i)
+        key, value = rng.randrange(n_keys), rng.randrange(n_values)
+        items.append(needles.item(rng, key, value, [(key, value, depth)], depth))
+    return items, list(needles.statements.values)
+
+
+def needle_probe(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    documents: Sequence[str],
+    settings: ProbeSettings,
+    on_progress: OnProgress = no_progress,
+) -> NeedleResult:
+    """Accuracy of retrieving a needle, pooled and by depth, at `settings.length`.
+
+    chance: one over the number of values, the score of a reader who knows the format but not the document.
+    """
+    items, values = needle_items(tokenizer, documents, settings)
+    total = len(items) * (2 if settings.length > settings.base_length else 1)
+    found = _right(model, items, values, settings, lambda done, _: on_progress(done, total))
+    truncated = found
+    if settings.length > settings.base_length:
+        prefix = prefix_ids(tokenizer)
+        cut = [item.truncated(settings.base_length, prefix) for item in items]
+        truncated = _right(
+            model, cut, values, settings, lambda done, _: on_progress(len(items) + done, total)
+        )
+    chance = 1 / len(values)
+    far = [i for i, item in enumerate(items) if item.distance + len(item.answer) > settings.base_length]
+    per_depth = settings.needles_per_depth
+    by_depth = tuple(
+        DepthAccuracy(depth, Proportion.of(found[d * per_depth : (d + 1) * per_depth]))
+        for d, depth in enumerate(settings.depths)
+    )
+    pooled = Proportion.of(found)
+    return NeedleResult(
+        value=pooled.accuracy,
+        n=pooled.n,
+        ci95=pooled.ci95,
+        baseline=Proportion.of(truncated).accuracy,
+        chance=chance,
+        seed=settings.seed,
+        length=settings.length,
+        base_length=settings.base_length,
+        style="generated" if uses_generated_world(tokenizer, settings) else "documents",
+        scoring=settings.scoring,
+        pooled=pooled,
+        by_depth=by_depth,
+        beyond=Proportion.of([found[i] for i in far]),
+        truncated_beyond=Proportion.of([truncated[i] for i in far]),
+        informative=pooled.above(chance),
+    )
+
+
+def _right(
+    model: nn.Module,
+    items: Sequence[RetrievalItem],
+    values: Sequence[tuple[int, ...]],
+    settings: ProbeSettings,
+    on_progress: OnProgress,
+) -> list[bool]:
+    answers = predict_answers(model, items, values, settings.scoring, on_progress)
+    return [answer == item.answer for answer, item in zip(answers, items, strict=True)]
