@@ -1,0 +1,1 @@
+"""Text, tasks and rows that recipes train on and measure with."""

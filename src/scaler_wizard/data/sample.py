@@ -1,0 +1,79 @@
+"""The first rows of a job's data exactly as the model will see them, for `scaler plan`. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scaler_wizard.data.dataset import load_dataset
+from scaler_wizard.data.tokens import TokenReport, highlight_sample, tokenize_rows
+from scaler_wizard.errors import ModelError
+from scaler_wizard.planning.plan import DataSummary
+from scaler_wizard.specs.grow import GrowJob
+
+SAMPLED_ROWS = 200
+SHOWN_TOKENS = 120
+
+
+@dataclass(frozen=True, slots=True)
+class DataSample:
+    """What the data looks like."""
+
+    words: str
+    """What was found, in a sentence."""
+    template: str
+    """Which chat template is used, in a sentence; "" for plain text."""
+    runs: tuple[tuple[str, bool], ...]
+    """One row as (text, trained) runs."""
+    end_of_turn: str
+    """"yes (<token>)", "no", or "not a conversation"."""
+    summary: DataSummary
+
+
+def load_tokenizer(path: Path) -> Any:
+    """A fast tokenizer from a model directory, without importing torch.
+
+    Raises:
+        ModelError: there is no tokenizer.json.
+    """
+    if not (path / "tokenizer.json").is_file():
+        raise ModelError(
+            f"{path} has no tokenizer.json", "a fast tokenizer beside the model",
+            "convert it once with transformers (AutoTokenizer.from_pretrained(...).save_pretrained(...))",
+        )  # fmt: skip
+    # Late import: transformers takes 0.6 s, and only the commands that look at data need it.
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(str(path), local_files_only=True)
+
+
+def sample_data(job: GrowJob, tokenizer_path: Path) -> DataSample:
+    """Read the job's data and tokenise its first rows.
+
+    Raises:
+        DataError, ModelError: see `dataset.load_dataset` and `tokens.tokenize_rows`.
+    """
+    target = job.scaling.target_context or 1024
+    dataset = load_dataset(job.dataset, job.training.seed, target)
+    tokenizer = load_tokenizer(tokenizer_path)
+    tokenized = tokenize_rows(
+        dataset.train[:SAMPLED_ROWS], dataset.row_format, tokenizer,
+        context=1 << 20, system_prompt=job.dataset.system_prompt, source=dataset.source,
+    )  # fmt: skip
+    report = tokenized.report
+    scale = len(dataset.train) / max(1, report.rows)
+    summary = DataSummary(
+        rows=len(dataset.train), tokens_estimate=round(report.tokens * scale), longest=report.longest,
+        format=dataset.row_format,
+    )  # fmt: skip
+    runs = highlight_sample(tokenized.rows[0], tokenizer)
+    return DataSample(dataset.words, report.template, tuple(runs), _end_of_turn(report), summary)
+
+
+def _end_of_turn(report: TokenReport) -> str:
+    if report.end_of_turn_trained is None:
+        return "not a conversation"
+    if report.end_of_turn_trained:
+        return f"yes ({report.end_of_turn})"
+    return f"no ({report.turns - report.turns_with_end} of {report.turns} turns do not end in one)"

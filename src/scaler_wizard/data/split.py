@@ -1,0 +1,55 @@
+"""A deterministic held-out split by the hash of each row's content.
+
+Knows nothing of formats. A row's side depends on its content and the seed alone: duplicates land on one
+side, and a file that grows keeps every earlier row where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_left
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from scaler_wizard.data.rows import Row
+from scaler_wizard.errors import EmptyDataError
+
+
+@dataclass(frozen=True, slots=True)
+class RowSplit:
+    """Rows to train on and rows only to measure with, each in file order."""
+
+    train: tuple[Row, ...]
+    held_out: tuple[Row, ...]
+
+
+def row_position(row: Row, seed: int) -> float:
+    """A number in [0, 1), uniform over contents: the first 8 bytes of BLAKE2b of (seed, content)."""
+    content = json.dumps(row.value, sort_keys=True, ensure_ascii=False, default=str)
+    digest = hashlib.blake2b(f"{seed}\n{content}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def split_rows(rows: Iterable[Row], holdout_fraction: float, seed: int = 0) -> RowSplit:
+    """Hold out the rows whose position is below `holdout_fraction`.
+
+    Where that leaves one side empty (few rows), the content nearest to the other side moves over.
+
+    Raises:
+        EmptyDataError: fewer than two different rows.
+    """
+    placed = [(row_position(row, seed), row) for row in rows]
+    positions = sorted({position for position, _ in placed})
+    if len(positions) < 2:
+        raise EmptyDataError(
+            f"{len(placed)} rows with {len(positions)} different contents",
+            "at least two different rows, one of them to measure with",
+            "add rows",
+        )
+    n_held_out = min(max(bisect_left(positions, holdout_fraction), 1), len(positions) - 1)
+    threshold = positions[n_held_out]
+    return RowSplit(
+        train=tuple(row for position, row in placed if position >= threshold),
+        held_out=tuple(row for position, row in placed if position < threshold),
+    )

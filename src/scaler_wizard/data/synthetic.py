@@ -1,0 +1,91 @@
+"""Generated data sets for the embedded model: instructions it does not know yet, and long documents.
+
+The seedling knows the tasks in document form only; these rows ask for them in chat form, so that what a
+run gains is measured exactly. Torch-free; equal arguments give equal rows.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+from scaler_wizard.data.corpus import documents
+from scaler_wizard.data.generators import GENERATORS, Example, retrieval_text, sample_example
+from scaler_wizard.data.rows import Row
+
+SYNTHETIC: Final = ("seedling",)
+LEVELS: Final = (1, 2, 3)
+HELD_OUT_EXAMPLES: Final = 400
+LIBRARY_DOCUMENTS: Final = 120
+HELD_OUT_DOCUMENTS: Final = 60
+RETRIEVAL_DOCUMENTS: Final = 400
+# A retrieval line is 6 to 10 tokens of the seedling's tokenizer.
+TOKENS_PER_LINE: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticRows:
+    """See `dataset.Dataset`."""
+
+    train: tuple[Row, ...]
+    held_out: tuple[Row, ...]
+    train_texts: tuple[str, ...]
+    held_out_texts: tuple[str, ...]
+    examples: tuple[Example, ...]
+
+
+def seedling_rows(seed: int, count: int, target_context: int) -> SyntheticRows:
+    """Instructions of every task at the easy levels, and texts: library text, tasks and retrieval documents.
+
+    Args:
+        count: training conversations.
+        target_context: tokens the longest retrieval documents reach.
+    """
+    tasks = tuple(GENERATORS)
+    train = tuple(
+        _conversation(
+            number,
+            sample_example(tasks[number % len(tasks)], f"{seed}/{number}", _level(number), split="train"),
+        )
+        for number in range(1, count + 1)
+    )
+    examples = tuple(
+        sample_example(tasks[number % len(tasks)], f"{seed}/{number}", _level(number), split="held_out")
+        for number in range(HELD_OUT_EXAMPLES)
+    )
+    held_out = tuple(_conversation(number, example) for number, example in enumerate(examples, start=1))
+    return SyntheticRows(train, held_out, _train_texts(seed, target_context), _held_out_texts(), examples)
+
+
+def _level(number: int) -> int:
+    return LEVELS[(number // len(GENERATORS)) % len(LEVELS)]
+
+
+def _conversation(number: int, example: Example) -> Row:
+    turns = [
+        {"role": "user", "content": example.instruction},
+        {"role": "assistant", "content": example.answer},
+    ]
+    return Row(number, {"messages": turns})
+
+
+def _train_texts(seed: int, target_context: int) -> tuple[str, ...]:
+    """Library text for what the base already knows, and retrieval documents of every length up to the target."""
+    rng = random.Random(f"seedling-texts/{seed}")
+    library = [document.text for document in islice(documents("train"), LIBRARY_DOCUMENTS)]
+    most_lines = max(8, target_context // TOKENS_PER_LINE)
+    retrieval = []
+    for _ in range(RETRIEVAL_DOCUMENTS):
+        n_lines = rng.randint(max(6, most_lines // 8), most_lines)
+        retrieval.append(
+            retrieval_text(rng, n_lines=n_lines, n_queries=max(2, n_lines // 6), update_share=0.3)
+        )
+    texts = [*library, *retrieval]
+    rng.shuffle(texts)
+    return tuple(texts)
+
+
+def _held_out_texts() -> tuple[str, ...]:
+    return tuple(document.text for document in islice(documents("held_out"), HELD_OUT_DOCUMENTS))

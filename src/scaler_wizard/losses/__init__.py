@@ -1,0 +1,1 @@
+"""Training objectives: pure functions, tensors in, (loss, metrics) out. `registry.py` lists them."""

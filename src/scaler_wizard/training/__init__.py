@@ -1,0 +1,1 @@
+"""The training step: batches in, step results out. Knows nothing about recipes."""

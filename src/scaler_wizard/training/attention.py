@@ -1,0 +1,130 @@
+"""Attention over packed rows: each segment attends to itself alone, and no T x T mask is ever built.
+
+Registered with transformers as "scaler_varlen". A forward pass hands `segment_lengths` through the model's
+keyword arguments; without them, or with a padding mask, this attention refuses to guess. Knows nothing of
+losses or optimisers. Generation keeps the model's own attention: `packed_attention` puts it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+NAME = "scaler_varlen"
+
+
+def varlen_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    segment_lengths: tuple[int, ...] | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each segment.
+
+    Neighbouring segments of one length go through one call as a batch. `is_causal` selects the flash kernel
+    on CPU and GPU; only a segment longer than the model's sliding window needs a mask, of its own size.
+
+    Args:
+        query: [1, heads, T, head_dim]. key, value: [1, key-value heads, T, head_dim].
+        sliding_window: tokens a query sees, itself included; all before it when None.
+        segment_lengths: tokens of each segment, summing to T.
+
+    Returns:
+        [1, T, heads, head_dim], and no attention weights.
+    """
+    n_tokens = query.shape[2]
+    assert attention_mask is None, "packed attention takes no mask"
+    assert segment_lengths is not None, f"{type(module).__name__} did not receive segment_lengths"
+    assert sum(segment_lengths) == n_tokens == key.shape[2], (segment_lengths, n_tokens, key.shape)
+    assert options.get("softcap") is None, "soft-capped attention is not plain softmax"
+    assert options.get("s_aux") is None, "attention with sinks is not plain softmax"
+    n_repeats = query.shape[1] // key.shape[1]
+    outputs = []
+    start = 0
+    for length, group in groupby(segment_lengths):
+        n_segments = len(list(group))
+        end = start + length * n_segments
+        # [1, heads, n * length, d] -> [n, heads, length, d]
+        q, k, v = (_batched(x, start, n_segments, length) for x in (query, key, value))
+        windowed = sliding_window is not None and length > sliding_window
+        mask = _window_mask(length, sliding_window, query.device) if windowed and sliding_window else None
+        out = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=dropout,
+            scale=scaling,
+            is_causal=mask is None,
+            enable_gqa=n_repeats > 1,
+        )
+        outputs.append(out.transpose(1, 2).flatten(0, 1))
+        start = end
+    return torch.cat(outputs)[None], None
+
+
+def _batched(x: Tensor, start: int, n_segments: int, length: int) -> Tensor:
+    """[1, heads, T, d] -> the segments from `start` on as [n_segments, heads, length, d]; a view."""
+    heads, width = x.shape[1], x.shape[3]
+    part = x[0, :, start : start + n_segments * length]
+    return part.reshape(heads, n_segments, length, width).transpose(0, 1)
+
+
+def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
+    """[length, length] bool: key j is seen by query i when i - window < j <= i."""
+    at = torch.arange(length, device=device)
+    distance = at[:, None] - at[None, :]
+    return (distance >= 0) & (distance < window)
+
+
+def _no_mask(*, attention_mask: Tensor | None = None, **_: Any) -> None:
+    """The mask of packed attention: none. A padded batch has no business here."""
+    assert attention_mask is None, "packed attention takes no padding mask; pack rows instead"
+
+
+AttentionInterface.register(NAME, varlen_attention)
+AttentionMaskInterface.register(NAME, _no_mask)
+
+
+def supports_varlen(config: Any) -> bool:
+    """Whether a model's attention is plain causal softmax, with or without sliding windows.
+
+    Soft-capped scores (Gemma 2), attention sinks (gpt-oss), chunked and linear attention are not.
+    """
+    layer_types = set(getattr(config, "layer_types", None) or ())
+    return (
+        getattr(config, "attn_logit_softcapping", None) is None
+        and getattr(config, "attention_chunk_size", None) is None
+        and config.model_type not in {"gpt_oss"}
+        and getattr(config, "is_causal", True)
+        and layer_types <= {"full_attention", "sliding_attention"}
+    )
+
+
+@contextmanager
+def packed_attention(model: Any) -> Iterator[str]:
+    """Switch a transformers model to attention that respects packed segments, and back at the end.
+
+    Yields the name used: "scaler_varlen", or "eager", where transformers builds a block-diagonal 4-D mask
+    from the restarting position ids (slow; for models that `supports_varlen` excludes).
+    """
+    before = model.config._attn_implementation
+    name = NAME if supports_varlen(model.config) else "eager"
+    model.set_attn_implementation(name)
+    try:
+        yield name
+    finally:
+        model.set_attn_implementation(before)
