@@ -72,7 +72,7 @@ def _conversation(number: int, example: Example) -> Row:
 
 
 def _train_texts(seed: int, target_context: int) -> tuple[str, ...]:
-    """Library text for what the base already knows, and retrieval documents of every length up to the target."""
+    """Library text, which the base knows, and retrieval documents of every length up to the target."""
     rng = random.Random(f"seedling-texts/{seed}")
     library = [document.text for document in islice(documents("train"), LIBRARY_DOCUMENTS)]
     most_lines = max(8, target_context // TOKENS_PER_LINE)

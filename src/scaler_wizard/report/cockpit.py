@@ -76,10 +76,15 @@ class CockpitState:
                 self.losses.clear()
                 self.slope, self.eta_sec = None, None
             case "progress":
+                self.phase = event.phase
                 self.eta_sec = event.eta_sec
             case "step":
                 self.losses.append(event.loss)
-                self.slope, self.memory, self.eta_sec = event.perplexity_slope, event.memory_bytes, event.eta_sec
+                self.slope, self.memory, self.eta_sec = (
+                    event.perplexity_slope,
+                    event.memory_bytes,
+                    event.eta_sec,
+                )
                 self.tokens_per_sec = event.tokens / event.seconds if event.seconds > 0 else None
             case "telegram":
                 self.status = "warning"
@@ -99,7 +104,9 @@ class CockpitState:
             case "run_ended":
                 self.status, self.gate_open, self.eta_sec = event.status, None, None
                 if event.status == "failed":
-                    self.alerts.appendleft(Alert(severity="critical", modality="voice", text=event.reason[:500]))
+                    self.alerts.appendleft(
+                        Alert(severity="critical", modality="voice", text=event.reason[:500])
+                    )
             case _:
                 pass
 

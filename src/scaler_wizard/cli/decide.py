@@ -1,0 +1,55 @@
+"""`scaler approve|abort|pause RUN`: a person's word, from any terminal."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scaler_wizard.cli.options import (
+    JsonOption,
+    RunArgument,
+    WorkspaceOption,
+    existing_workspace,
+    print_json,
+    user_name,
+)
+from scaler_wizard.jobs.client import Client
+
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept with the decision.")]
+
+
+def decide(
+    workspace: Path | None, run: str, action: str, reason: str, json: bool, target: str | None = None
+) -> None:
+    """Send one decision and print what became of it."""
+    with Client(existing_workspace(workspace)) as client:
+        answer: dict[str, Any] = client.call(
+            "command", run=run, action=action, reason=reason, target_phase=target, by=user_name(),
+            decision_id=uuid.uuid4().hex,
+        )  # fmt: skip
+    typer.echo(answer["message"])
+    if json:
+        print_json(answer)
+
+
+def _command(action: str, summary: str) -> typer.Typer:
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command(help=summary)
+    def command(
+        run: RunArgument = "latest",
+        reason: ReasonOption = "",
+        workspace: WorkspaceOption = None,
+        json: JsonOption = False,
+    ) -> None:
+        decide(workspace, run, action, reason, json)
+
+    return app
+
+
+approve_app = _command("approve", "Answer a waiting gate: go on.")
+abort_app = _command("abort", "End a run after its step; everything committed stays.")
+pause_app = _command("pause", "Pause a run after its step; `scaler resume` continues at the very next one.")

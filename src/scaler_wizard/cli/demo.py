@@ -1,0 +1,58 @@
+"""`scaler demo grow`: the whole job on the embedded model, offline, answered by itself."""
+
+from __future__ import annotations
+
+import getpass
+import uuid
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from scaler_wizard.cli.hosting import finish, host_run
+from scaler_wizard.cli.options import JsonOption, WorkspaceOption, existing_workspace
+from scaler_wizard.cli.render import print_plan
+from scaler_wizard.jobs.prepare import parse_job, prepare
+from scaler_wizard.safety.contract import DEFAULT_ROLLBACK_PLAN, default_scope, sign
+from scaler_wizard.specs.yaml_io import parse_yaml
+
+app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True)
+
+
+@app.callback()
+def demo() -> None:
+    """Real runs on the embedded model: real weights, real measurements, nothing downloaded."""
+
+
+@app.command()
+def grow(
+    workspace: WorkspaceOption = None,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    json: JsonOption = False,
+) -> None:
+    """Grow the embedded model from 128 to 512 tokens of context and teach it instructions."""
+    console = Console()
+    space = existing_workspace(workspace or Path("demo-workspace"))
+    text = files("scaler_wizard.assets").joinpath("demo_grow.yaml").read_text(encoding="utf-8")
+    value = parse_yaml(text, "demo_grow.yaml")
+    value["training"]["seed"] = seed
+    job = parse_job(value, Path.cwd())
+    console.print(
+        "This demo signs its own contract and answers its own gates, and says so where it does.",
+        highlight=False,
+    )
+    job = sign(
+        job,
+        f"{getpass.getuser()} (demo)",
+        default_scope(job),
+        DEFAULT_ROLLBACK_PLAN,
+        datetime.now(UTC),
+        str(uuid.uuid4()),
+    )
+    prepared = prepare(job, space)
+    print_plan(console, prepared)
+    outcome = host_run(space, console, job=job, plan=prepared.plan)
+    finish(space, console, outcome, json=json)

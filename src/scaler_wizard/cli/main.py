@@ -1,0 +1,107 @@
+"""`scaler`: finds the command, runs it, prints errors. One module per command, imported only when used.
+
+`scaler --help` must start in under 0.3 s, so the list below carries each command's one-line summary
+and nothing is imported to print it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from scaler_wizard import __version__
+from scaler_wizard.errors import ScalerError
+
+# name -> (module[:attribute], one line for --help)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("demo", "Grow the embedded model through all phases; about two minutes, offline."),
+    "init": ("init", "Write a job file for your own model and data."),
+    "recommend": ("recommend", "Which template suits your wish, your model and this machine."),
+    "plan": ("plan", "Show phases, memory, time and a sample of the data; loads no weights."),
+    "sign": ("sign", "Sign the contract of a job file."),
+    "run": ("run", "Run a signed job; gates are asked here or answered from another terminal."),
+    "resume": ("resume", "Continue a run that paused, failed or was killed."),
+    "approve": ("decide:approve_app", "Answer a waiting gate: go on."),
+    "abort": ("decide:abort_app", "End a run; everything committed stays."),
+    "pause": ("decide:pause_app", "Pause a run after the current step."),
+    "rollback": ("rollback", "Go back to an earlier phase (or undo that)."),
+    "watch": ("watch", "Follow a run live."),
+    "runs": ("runs", "List runs, or show one."),
+    "report": ("report", "Write the HTML report of a run again."),
+}
+
+
+class LazyGroup(TyperGroup):
+    """Commands by name; a module is imported when its command is the one that runs."""
+
+    def __init__(self, **attrs: Any) -> None:
+        super().__init__(**attrs)
+        for name, (_, summary) in COMMANDS.items():
+            self.add_command(TyperCommand(name, help=summary), name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        if name in COMMANDS:
+            place, _, attribute = COMMANDS[name][0].partition(":")
+            module = importlib.import_module(f"scaler_wizard.cli.{place}")
+            command = typer.main.get_command(getattr(module, attribute or "app"))
+            command.name = name
+        return name, command, rest
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Grow a small open language model on your own hardware, safely, with a way back.",
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"scaler-wizard {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    """Grow a small open language model on your own hardware, safely, with a way back."""
+
+
+def main() -> None:
+    """Entry point: errors a person can cause become a short message and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except ScalerError as error:
+        if "--json" in sys.argv:
+            print(json.dumps(error.as_dict()))
+        print_error(error)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; Python would complain again while flushing at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def print_error(error: ScalerError) -> None:
+    """What was found, what was expected, what to do: one line each, on standard error."""
+    print(f"error: {error.found}", file=sys.stderr)
+    if error.expected:
+        print(f"  expected:   {error.expected}", file=sys.stderr)
+    if error.todo:
+        print(f"  what to do: {error.todo}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""`scaler run job.yaml`: plan, check the signature, host the run and show it."""
+
+from __future__ import annotations
+
+import typer
+from rich.console import Console
+
+from scaler_wizard.cli.hosting import finish, host_run
+from scaler_wizard.cli.options import JobArgument, JsonOption, WorkspaceOption, existing_workspace
+from scaler_wizard.cli.render import print_plan
+from scaler_wizard.jobs.prepare import load_job, prepare
+from scaler_wizard.safety.contract import check_job
+
+app = typer.Typer(pretty_exceptions_enable=False)
+
+
+@app.command()
+def run(job: JobArgument, workspace: WorkspaceOption = None, json: JsonOption = False) -> None:
+    """Run a signed job here. Gates are asked in this terminal or answered from another one."""
+    spec = load_job(job)
+    check_job(spec)
+    space = existing_workspace(workspace)
+    console = Console()
+    prepared = prepare(spec, space)
+    print_plan(console, prepared)
+    outcome = host_run(space, console, job=spec, plan=prepared.plan)
+    finish(space, console, outcome, json=json)

@@ -1,0 +1,87 @@
+"""From a job file to a plan: everything that is known before any weight is loaded. No torch.
+
+The same steps serve `scaler plan`, `run` and `run_job`: read and validate the job, read the model's facts
+from its headers, probe the machine, look at the first rows of the data as the model will see them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scaler_wizard.data.sample import DataSample, sample_data
+from scaler_wizard.errors import SpecError
+from scaler_wizard.planning.facts import ModelFacts, read_facts
+from scaler_wizard.planning.hardware import Hardware, probe_hardware
+from scaler_wizard.planning.locate import resolve_model
+from scaler_wizard.planning.plan import Plan, make_plan
+from scaler_wizard.planning.templates import load_templates
+from scaler_wizard.specs.grow import GrowJob
+from scaler_wizard.specs.yaml_io import read_yaml
+from scaler_wizard.store.workspace import Workspace
+
+SPECS: dict[str, type[GrowJob]] = {"grow": GrowJob}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job that can be planned, and its plan."""
+
+    job: GrowJob
+    facts: ModelFacts
+    hardware: Hardware
+    sample: DataSample
+    plan: Plan
+
+
+def load_job(path: Path) -> GrowJob:
+    """Read and validate a job file; relative paths in it are relative to the file's folder.
+
+    Raises:
+        SpecError: not readable, not YAML, or not a job.
+    """
+    return parse_job(read_yaml(path), path.absolute().parent)
+
+
+def parse_job(value: dict[str, Any], folder: Path) -> GrowJob:
+    """Validate a job mapping and make its local paths absolute.
+
+    Raises:
+        SpecError: an unknown recipe, or anything the spec refuses.
+    """
+    recipe = value.get("recipe", "grow")
+    if recipe not in SPECS:
+        raise SpecError(f'recipe is "{recipe}"', f"one of {', '.join(SPECS)}", "correct the key recipe")
+    return _absolute(SPECS[recipe].parse(value), folder)
+
+
+def _absolute(job: GrowJob, folder: Path) -> GrowJob:
+    dataset = job.dataset
+    changes: dict[str, Any] = {}
+    if dataset.source == "local":
+        changes["identifier"] = str((folder / Path(dataset.identifier).expanduser()).resolve())
+    if dataset.text_file:
+        changes["text_file"] = str((folder / Path(dataset.text_file).expanduser()).resolve())
+    model = job.model
+    local = folder / Path(model.base_model).expanduser()
+    # A name that is a folder here is that folder; anything else is a hub name or "seedling".
+    if local.is_dir():
+        model = model.model_copy(update={"base_model": str(local.resolve())})
+    return job.model_copy(update={"dataset": dataset.model_copy(update=changes), "model": model})
+
+
+def prepare(job: GrowJob, workspace: Workspace | None, hardware: Hardware | None = None) -> Prepared:
+    """Facts, machine, data sample and plan of a job. Loads no weights.
+
+    Raises:
+        ScalerError: whatever makes the job impossible, each with what to do.
+    """
+    folder = workspace.root if workspace else Path.cwd()
+    machine = hardware or probe_hardware(folder)
+    path = resolve_model(job.model.base_model)
+    facts = read_facts(path, allow_remote_code=job.model.trust_remote_code)
+    sample = sample_data(job, Path(job.model.tokenizer) if job.model.tokenizer else path)
+    templates = load_templates(workspace.root if workspace else None)
+    plan = make_plan(job, machine, facts, templates=templates, data=sample.summary)
+    return Prepared(job, facts, machine, sample, plan)

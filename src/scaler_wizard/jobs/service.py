@@ -1,0 +1,399 @@
+"""What every request to a workspace means: the only writer of its database.
+
+`handle` takes one request (a dict with "op") and returns one answer. The host calls it for its socket,
+a command without a host calls it directly under the workspace's lock; both mean the same. Decisions are
+made by pure functions elsewhere (`store/states`, `safety/gates`); here they are looked up and committed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+
+from scaler_wizard.errors import RunNotFoundError, ScalerError, SpecError, WorkspaceBusyError, WrongStateError
+from scaler_wizard.jobs.process import Ending, read_ending, start_worker
+from scaler_wizard.safety.contract import check_job, job_hash
+from scaler_wizard.specs.events import RolledBack
+from scaler_wizard.specs.grow import GrowJob
+from scaler_wizard.store import flightlog, queries, registry
+from scaler_wizard.store.checkpoints import CheckpointStore, RollbackResult
+from scaler_wizard.store.database import Database
+from scaler_wizard.store.events_file import EventWriter
+from scaler_wizard.store.lock import boot_id, is_locked
+from scaler_wizard.store.records import GateAction, Host, ModelKind, NewRun, Run
+from scaler_wizard.store.rundir import RunDir
+from scaler_wizard.store.states import ACTIVE, Command, RunStatus
+from scaler_wizard.store.workspace import Workspace
+
+Answer = dict[str, Any]
+EXPORT_KINDS: tuple[ModelKind, ...] = ("adapter", "merged")
+GATE_ACTIONS = {"approve", "abort", "pause", "rollback"}
+WORKER_OPS = {"beat", "phase_started", "phase_done", "gate_opened", "gate_poll", "gate_closed", "ended"}
+ENDED = {
+    "completed": RunStatus.COMPLETED,
+    "paused": RunStatus.PAUSED,
+    "stopped": RunStatus.STOPPED,
+    "failed": RunStatus.FAILED,
+}
+
+
+class Service:
+    """One workspace's operations. Use as a context manager; the caller holds the workspace's lock."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self.database = Database.open(workspace.database)
+        self._workers: dict[str, subprocess.Popen[bytes] | None] = {}
+        self._operations: dict[str, Callable[[Answer], Answer]] = {
+            "ping": lambda request: {"pid": os.getpid()},
+            "create": self._create,
+            "start": self._start,
+            "alive": lambda request: {"alive": str(request["run"]) in self._workers},
+            "runs": self._runs,
+            "show": self._show,
+            "command": self._command,
+            "undo_rollback": self._undo_rollback,
+            "models": self._models,
+            "beat": self._beat,
+            "phase_started": self._phase_started,
+            "phase_done": self._phase_done,
+            "gate_opened": self._gate_opened,
+            "gate_poll": self._gate_poll,
+            "gate_closed": self._gate_closed,
+            "ended": lambda request: {},
+        }
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.database.close()
+
+    def handle(self, request: Answer) -> Answer:
+        """Do one operation.
+
+        Raises:
+            ScalerError: whatever was refused; the state is then as it was.
+        """
+        op = request.get("op")
+        operation = self._operations.get(op) if isinstance(op, str) else None
+        if operation is None:
+            raise SpecError(f"unknown operation {str(op)[:40]!r}", f"one of {', '.join(self._operations)}")
+        if op not in WORKER_OPS:
+            return operation(request)
+        try:
+            return operation(request)
+        except WrongStateError as error:
+            return {"fenced": self._is_stale(request), **error.as_dict()}
+
+    def _is_stale(self, request: Answer) -> bool:
+        with self.database.session() as connection:
+            newest = queries.latest_attempt(connection, str(request["run"]))
+        return newest is None or newest.number != request["token"] or newest.ended is not None
+
+    # Runs
+
+    def _create(self, request: Answer) -> Answer:
+        """Queue a signed job: {job, plan} -> {run}."""
+        job = GrowJob.parse(request["job"])
+        signed = check_job(job)
+        run_dir = self.workspace.new_run_dir(job.name)
+        run_dir.write_job(job.model_dump(mode="json", by_alias=True))
+        run_dir.write_plan(request["plan"])
+        with self.database.session() as connection:
+            queries.create_run(
+                connection,
+                NewRun(
+                    run_dir.id, run_dir.identity().uuid, job.name, job.recipe,
+                    job.model_dump(mode="json", by_alias=True), job_hash(job), signed.hash,
+                ),
+                time.time(),
+            )  # fmt: skip
+        flightlog.append(
+            self.workspace.flight_log, "signature", run_dir.id,
+            {"contract": signed.hash, "authorized_by": signed.contract.authorized_by},
+        )  # fmt: skip
+        return {"run": run_dir.id}
+
+    def _start(self, request: Answer) -> Answer:
+        """Start or take over a run's worker; only for a host that stays: {run} -> {attempt, adopted}."""
+        run_dir = self.workspace.run_dir(str(request["run"]))
+        with self.database.session() as connection:
+            run = queries.get_run(connection, run_dir.id)
+            if is_locked(run_dir.lock):
+                return self._adopt(run)
+            if run.status != RunStatus.QUEUED:
+                self._settle_dead(connection, run)
+                if queries.get_run(connection, run.id).status != RunStatus.QUEUED:
+                    queries.set_status(connection, run.id, RunStatus.QUEUED, time.time())
+            host = Host(socket.gethostname()[:255], os.getpid(), boot_id())
+            attempt = queries.start_attempt(connection, run.id, host, time.time())
+            offline = run.job["dataset"]["source"] != "huggingface_hub"
+            worker = start_worker(run_dir, run.id, attempt.number, self.workspace.socket, offline=offline)
+            queries.record_worker(connection, run.id, attempt.number, worker.pid)
+        self._workers[run.id] = worker
+        return {"attempt": attempt.number, "adopted": False, "run": run.id}
+
+    def _adopt(self, run: Run) -> Answer:
+        """A worker that outlived its host goes on under this one: it reconnects by itself."""
+        if run.status not in ACTIVE:
+            raise WorkspaceBusyError(f"a worker of run {run.id} is still ending", "", "try again in a moment")
+        self._workers[run.id] = None
+        with self.database.session() as connection:
+            newest = queries.latest_attempt(connection, run.id)
+        return {"attempt": newest.number if newest else 0, "adopted": True, "run": run.id}
+
+    def _settle_dead(self, connection: Any, run: Run) -> None:
+        """A run that looks active but has no living worker: its host died too. Close its attempt."""
+        newest = queries.latest_attempt(connection, run.id)
+        if run.status in ACTIVE and newest is not None and newest.ended is None:
+            self._close_attempt(run.id, newest.number, None)
+
+    def reap(self) -> None:
+        """Close the attempts of workers that have ended. Called often by the host."""
+        for run_id, worker in list(self._workers.items()):
+            run_dir = self.workspace.run_dir(run_id)
+            ended = worker.poll() is not None if worker is not None else not is_locked(run_dir.lock)
+            if not ended:
+                continue
+            del self._workers[run_id]
+            with self.database.session() as connection:
+                newest = queries.latest_attempt(connection, run_id)
+            if newest is not None and newest.ended is None:
+                self._close_attempt(run_id, newest.number, worker.returncode if worker else None)
+
+    def _close_attempt(self, run_id: str, token: int, returncode: int | None) -> None:
+        run_dir = self.workspace.run_dir(run_id)
+        ending = read_ending(run_dir, token, returncode)
+        status = ENDED[ending.status]
+        with self.database.session() as connection:
+            if (
+                status == RunStatus.COMPLETED
+                and queries.get_run(connection, run_id).status != RunStatus.RUNNING
+            ):
+                queries.set_status(connection, run_id, RunStatus.RUNNING, time.time())
+            queries.end_attempt(
+                connection, run_id, token, "interrupted" if not ending.clean else ending.status, status,
+                time.time(), error=ending.reason or None, advice=ending.advice or None,
+            )  # fmt: skip
+        if not ending.clean:
+            flightlog.append(self.workspace.flight_log, "worker_died", run_id, {"reason": ending.reason})
+        if ending.rollback_to is not None:
+            self._roll_back(run_id, ending.rollback_to, "asked for at a gate")
+        if status == RunStatus.COMPLETED:
+            self._register(run_dir, ending)
+
+    def _register(self, run_dir: RunDir, ending: Ending) -> None:
+        """Enter what the run exported into the registry, with its lineage."""
+        result = run_dir.result() or {}
+        export = result.get("export") or {}
+        with self.database.session() as connection:
+            path = Path(result["model"]["path"])
+            base = f"{path.name[:40]}-{registry.content_hash(path)[:12]}"
+            registry.register(connection, base, "base", path, time.time())
+            for kind in EXPORT_KINDS:
+                if export.get(kind):
+                    registry.register(
+                        connection, f"{run_dir.id}-{kind}", kind, Path(export[kind]), time.time(),
+                        run_id=run_dir.id, parent=base, metrics=result.get("summary") or {},
+                    )  # fmt: skip
+
+    def _runs(self, request: Answer) -> Answer:
+        with self.database.session() as connection:
+            return {"runs": [self._row(run) for run in queries.list_runs(connection)]}
+
+    def _show(self, request: Answer) -> Answer:
+        run_dir = self.workspace.run_dir(str(request["run"]))
+        with self.database.session() as connection:
+            run = queries.get_run(connection, run_dir.id)
+            phases = queries.list_phases(connection, run.id)
+            gates = queries.open_gates(connection, run.id)
+            history = queries.run_history(connection, run.id)
+        return {
+            **self._row(run),
+            "path": str(run_dir.path),
+            "phases": [asdict(phase) for phase in phases],
+            "open_gates": [asdict(gate) for gate in gates],
+            "history": [asdict(event) for event in history],
+            "job": dict(run.job),
+        }
+
+    def _row(self, run: Run) -> Answer:
+        dead = run.status in ACTIVE and not is_locked(self.workspace.runs / run.id / "run.lock")
+        return {
+            "run": run.id, "uuid": run.uuid, "recipe": run.recipe, "phase": run.phase,
+            "status": "interrupted" if dead else str(run.status),
+            "created": run.created, "updated": run.updated, "error": run.error, "advice": run.advice,
+        }  # fmt: skip
+
+    def _models(self, request: Answer) -> Answer:
+        with self.database.session() as connection:
+            return {"models": [asdict(model) for model in registry.list_models(connection)]}
+
+    # What a person asks of a run
+
+    def _command(self, request: Answer) -> Answer:
+        """{run, action, by, reason, target_phase, decision_id} -> {message}."""
+        run_dir = self.workspace.run_dir(str(request["run"]))
+        action = cast(GateAction, str(request["action"]))
+        by, reason = str(request.get("by") or "a person")[:255], str(request.get("reason") or "")[:2000]
+        target = request.get("target_phase")
+        if action == "rollback" and target is not None:
+            CheckpointStore(run_dir).checkpoint(target)
+        with self.database.session() as connection:
+            run = queries.get_run(connection, run_dir.id)
+            alive = is_locked(run_dir.lock)
+            if run.status in ACTIVE and not alive:
+                self._settle_dead(connection, run)
+                run = queries.get_run(connection, run_dir.id)
+            gates = queries.open_gates(connection, run.id)
+            if run.status == RunStatus.WAITING and gates and action in GATE_ACTIONS:
+                decision = str(request.get("decision_id") or uuid.uuid4().hex)
+                queries.answer_gate(
+                    connection, gates[-1].id, action, by, reason, decision, time.time(), target
+                )
+                return {"message": f"{action}: noted for gate {gates[-1].gate} of {run.id}"}
+            if alive:
+                command = Command.STOP if action == "abort" else Command(action)
+                queries.add_command(connection, run.id, command, time.time(), target, reason)
+                return {"message": f"{action}: sent to {run.id}; it acts at its next step"}
+        if action == "rollback":
+            result = self._roll_back(run.id, target, by)
+            return {
+                "message": result.message,
+                "seconds": result.seconds,
+                "checkpoint": result.checkpoint.name,
+            }
+        if action == "abort":
+            with self.database.session() as connection:
+                queries.set_status(connection, run.id, RunStatus.STOPPED, time.time())
+            return {"message": f"{run.id} is stopped; everything committed stays"}
+        raise WrongStateError(
+            f"run {run.id} is {run.status} and no worker is running", "a running run",
+            f"`scaler resume {run.id}` continues it and asks at the gate again",
+        )  # fmt: skip
+
+    def _roll_back(self, run_id: str, target: str | None, by: str) -> RollbackResult:
+        """Flip the head to an earlier phase. No worker is alive."""
+        run_dir = self.workspace.run_dir(run_id)
+        store = CheckpointStore(run_dir)
+        if target is None:
+            chain = store.head().chain
+            if not chain:
+                raise RunNotFoundError(f"run {run_id} has no checkpoint yet", "a committed phase")
+            target = chain[-2 if len(chain) > 1 else -1].rpartition("-")[0]
+        result = store.rollback(target)
+        self._rolled_back(run_dir, result, by)
+        return result
+
+    def _undo_rollback(self, request: Answer) -> Answer:
+        """{run} -> {message}: stand where the run stood before the last rollback."""
+        run_dir = self.workspace.run_dir(str(request["run"]))
+        if is_locked(run_dir.lock):
+            raise WrongStateError(f"run {run_dir.id} is running", "a run that is not", "pause it first")
+        result = CheckpointStore(run_dir).undo_rollback()
+        self._rolled_back(run_dir, result, str(request.get("by") or "a person"))
+        return {"message": f"Undo complete; you are now at phase {result.checkpoint.phase.removeprefix('P')}"}
+
+    def _rolled_back(self, run_dir: RunDir, result: RollbackResult, by: str) -> None:
+        checkpoint = result.checkpoint
+        with self.database.session() as connection:
+            run = queries.get_run(connection, run_dir.id)
+            if run.status in (RunStatus.COMPLETED, RunStatus.STOPPED):
+                queries.set_status(connection, run.id, RunStatus.PAUSED, time.time())
+            queries.record_rollback(connection, run.id, checkpoint.phase, checkpoint.name, time.time())
+        with EventWriter(run_dir.events) as writer:
+            writer.write(
+                RolledBack(phase=checkpoint.phase, checkpoint=checkpoint.name, seconds=result.seconds)
+            )
+        flightlog.append(
+            self.workspace.flight_log, "rollback", run_dir.id,
+            {"phase": checkpoint.phase, "checkpoint": checkpoint.name, "by": by, "seconds": result.seconds},
+        )  # fmt: skip
+
+    # What a worker reports
+
+    def _beat(self, request: Answer) -> Answer:
+        run, token = str(request["run"]), int(request["token"])
+        with self.database.session() as connection:
+            queries.report_heartbeat(connection, run, token, time.monotonic())
+            self._set_running(connection, run, token)
+            for command in queries.pending_commands(connection, run):
+                if queries.consume_command(connection, command.id, time.time()):
+                    action = "abort" if command.action == Command.STOP else str(command.action)
+                    return {
+                        "command": {
+                            "action": action, "reason": command.reason, "target_phase": command.target_phase
+                        }
+                    }  # fmt: skip
+        return {}
+
+    def _set_running(self, connection: Any, run: str, token: int) -> None:
+        if queries.get_run(connection, run).status == RunStatus.INITIALIZING:
+            queries.set_status(connection, run, RunStatus.RUNNING, time.time(), token=token)
+
+    def _phase_started(self, request: Answer) -> Answer:
+        run, token = str(request["run"]), int(request["token"])
+        with self.database.session() as connection:
+            self._set_running(connection, run, token)
+            queries.start_phase(connection, run, token, str(request["phase"]), time.time())
+        return {}
+
+    def _phase_done(self, request: Answer) -> Answer:
+        with self.database.session() as connection:
+            queries.finish_phase(
+                connection, str(request["run"]), int(request["token"]), str(request["phase"]), "done",
+                time.time(), str(request["checkpoint"]), request["metrics"],
+            )  # fmt: skip
+        return {}
+
+    def _gate_opened(self, request: Answer) -> Answer:
+        run, token = str(request["run"]), int(request["token"])
+        with self.database.session() as connection:
+            self._set_running(connection, run, token)
+            queries.open_gate(
+                connection, run, token, str(request["gate"]), str(request["sentence"]),
+                float(request["opened"]), float(request["deadline"]),
+            )  # fmt: skip
+        return {}
+
+    def _gate_poll(self, request: Answer) -> Answer:
+        """The answer to the worker's open gate, once there is one."""
+        run, token = str(request["run"]), int(request["token"])
+        with self.database.session() as connection:
+            queries.report_heartbeat(connection, run, token, time.monotonic())
+            gate = queries.newest_gate(connection, run, str(request["gate"]))
+        if gate is None or gate.answered is None:
+            return {}
+        return {
+            "answer": {
+                "decision_id": gate.decision_id, "gate": request["gate_id"], "action": gate.action,
+                "at": gate.answered, "by": gate.by, "target_phase": gate.target_phase,
+            }
+        }  # fmt: skip
+
+    def _gate_closed(self, request: Answer) -> Answer:
+        """Whoever answered (a person, or the run itself after the window), the gate is closed."""
+        run, token = str(request["run"]), int(request["token"])
+        with self.database.session() as connection:
+            gate = queries.newest_gate(connection, run, str(request["gate"]))
+            if gate is not None and gate.answered is None:
+                queries.answer_gate(
+                    connection, gate.id, request["action"], str(request["by"] or "nobody"),
+                    str(request["reason"]), uuid.uuid4().hex, time.time(), None,
+                )  # fmt: skip
+            queries.set_status(connection, run, RunStatus.RUNNING, time.time(), token=token)
+        return {}
+
+
+__all__ = ["ScalerError", "Service"]

@@ -1,0 +1,192 @@
+"""What a phase body may do besides its own work: report, remember, and be interrupted.
+
+Everything a body says goes into the event stream; the cockpit payload follows from it. A body is
+interrupted only inside `steps` and at `progress` calls, so between two of them it may assume
+that nothing changes under it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scaler_wizard.errors import BreakerTrippedError, LimitError
+from scaler_wizard.runs.link import HostLink
+from scaler_wizard.runs.telemetry import Telemetry
+from scaler_wizard.safety.breaker import Breaker, Verdict
+from scaler_wizard.safety.limits import MemoryLimit, check_memory
+from scaler_wizard.specs.events import Note, PhaseStarted, ProbeDone, Progress, StepDone
+from scaler_wizard.store.checkpoints import CheckpointStore
+from scaler_wizard.store.durable import write_atomic
+from scaler_wizard.store.rundir import RunDir
+from scaler_wizard.training.loop import Guard, StepResult
+
+BEAT_SEC = 0.2
+SAVE_STEP_SEC = 600.0
+
+SaveStep = Callable[[Path], None]
+
+
+class InterruptedPhase(Exception):  # noqa: N818 (a request, not an error)
+    """A person asked for something that ends this worker: pause, abort or rollback."""
+
+    def __init__(self, action: str, reason: str = "", target_phase: str | None = None) -> None:
+        super().__init__(action)
+        self.action = action
+        self.reason = reason
+        self.target_phase = target_phase
+
+
+@dataclass
+class PhaseContext:
+    """The engine's side of one phase, handed to its body."""
+
+    phase: str
+    run_dir: RunDir
+    store: CheckpointStore
+    telemetry: Telemetry
+    link: HostLink
+    breaker: Breaker
+    memory_limit: MemoryLimit
+    read_memory: Callable[[], int]
+    _verdict: Verdict | None = None
+    _stopped_at: int | None = None
+    _last_beat: float = 0.0
+    _last_save: float = 0.0
+
+    def start(self, title: str) -> None:
+        """Announce the phase and start its clocks."""
+        self._last_save = time.monotonic()
+        self.breaker.reset()
+        self.telemetry.emit(PhaseStarted(phase=self.phase, title=title))
+
+    def note(self, text: str) -> None:
+        """Say one sentence to the person."""
+        self.telemetry.emit(Note(phase=self.phase, text=text))
+
+    def probe(self, probe: str, result: dict[str, Any]) -> dict[str, Any]:
+        """Record one measurement and hand it back."""
+        self.telemetry.emit(ProbeDone(phase=self.phase, probe=probe, result=result))
+        return result
+
+    def progress(self, activity: str) -> Callable[[int, int], None]:
+        """A callback (done, total) for one activity: shows a bar with ETA and lets a person interrupt."""
+        started = time.monotonic()
+
+        def report(done: int, total: int) -> None:
+            elapsed = time.monotonic() - started
+            eta = elapsed / done * (total - done) if done else None
+            self.telemetry.emit_progress(
+                Progress(phase=self.phase, activity=activity, done=done, total=total, eta_sec=eta)
+            )
+            self._check_memory()
+            self._beat()
+
+        return report
+
+    def steps(self, begin: Callable[[Guard], Iterator[StepResult]], save: SaveStep) -> Iterator[StepResult]:
+        """Go through a training's steps: breaker before each is applied, telemetry and a person's word after.
+
+        Args:
+            begin: starts the training with the guard it is to ask before every optimiser step.
+            save: writes all that is needed to continue after the latest step into a directory.
+
+        Raises:
+            BreakerTrippedError: the breaker said stop; that step was not applied.
+            LimitError: memory above the contract's 90%.
+            InterruptedPhase: pause, abort or rollback asked for by a person.
+        """
+        started, first = time.monotonic(), 0
+        for result in begin(self._guard):
+            first = first or result.step
+            done = result.step - first + 1
+            eta = (time.monotonic() - started) / done * (result.total_steps - result.step)
+            self._report(result, eta)
+            self._check_memory()
+            if time.monotonic() - self._last_save > SAVE_STEP_SEC:
+                self._save(result.step, save)
+            self._beat(lambda step=result.step: self._save(step, save))  # type: ignore[misc]
+            yield result
+        if self._stopped_at is not None:
+            todo = "roll back, then lower the learning rate or look at the data"
+            raise BreakerTrippedError(self.breaker.tripped, self._stopped_at, todo)
+
+    def _guard(self, result: StepResult) -> bool:
+        verdict = self.breaker.register(
+            result.step, perplexity(result.loss), loss=result.loss, grad_norm=result.grad_norm
+        )
+        self._verdict = verdict
+        telegram = verdict.telegram(self.phase)
+        if telegram is not None:
+            self.telemetry.emit(telegram)
+        if verdict.action == "stop":
+            self._stopped_at = result.step
+            return False
+        return True
+
+    def _report(self, result: StepResult, eta: float) -> None:
+        slope = self._verdict.slope if self._verdict else None
+        self.telemetry.emit(
+            StepDone(
+                phase=self.phase, step=result.step, total_steps=result.total_steps, loss=result.loss,
+                grad_norm=result.grad_norm, learning_rate=result.learning_rate, tokens=result.tokens,
+                seconds=result.seconds, memory_bytes=result.memory_bytes, eta_sec=eta,
+                perplexity_slope=slope if slope is not None and math.isfinite(slope) else None,
+            )
+        )  # fmt: skip
+
+    def _save(self, step: int, save: SaveStep) -> None:
+        with self.store.stage(self.phase) as staging:
+            save(staging.path)
+            staging.commit(step=step, kind="step")
+        self.store.prune()
+        self._last_save = time.monotonic()
+
+    def once(self, key: str, make: Callable[[], Any]) -> Any:
+        """`make()`'s JSON-ready value, computed at most once per phase, also over a kill and a resume."""
+        path = self.run_dir.path / "phase_memo.json"
+        memo: dict[str, Any] = {}
+        if path.is_file():
+            stored = json.loads(path.read_text())
+            if stored.get("phase") == self.phase:
+                memo = stored["memo"]
+        if key not in memo:
+            memo[key] = make()
+            write_atomic(path, json.dumps({"phase": self.phase, "memo": memo}))
+        return memo[key]
+
+    def forget(self) -> None:
+        """Drop what `once` remembered: the phase is committed, or starts from its beginning."""
+        (self.run_dir.path / "phase_memo.json").unlink(missing_ok=True)
+
+    def _beat(self, save: Callable[[], None] | None = None) -> None:
+        now = time.monotonic()
+        if now - self._last_beat < BEAT_SEC:
+            return
+        self._last_beat = now
+        answer = self.link.request("beat", phase=self.phase) or {}
+        command = answer.get("command")
+        if not isinstance(command, dict):
+            return
+        if command["action"] == "pause" and save is not None:
+            save()
+        raise InterruptedPhase(command["action"], command.get("reason") or "", command.get("target_phase"))
+
+    def _check_memory(self) -> None:
+        if check_memory(self.read_memory(), self.memory_limit) == "over":
+            used, limit = self.read_memory(), self.memory_limit
+            raise LimitError(
+                f"memory in use {used / 2**30:.2f} GiB of {limit.total_bytes / 2**30:.2f} GiB",
+                f"at most {limit.fraction:.0%}, as the contract guarantees",
+                "set training.micro_batch_tokens lower or free memory, then `scaler resume`",
+            )
+
+
+def perplexity(nats: float) -> float:
+    """exp of a mean cross-entropy, infinite where it overflows."""
+    return math.exp(nats) if nats < 700 else math.inf if nats >= 700 else math.nan
