@@ -15,9 +15,11 @@ from rich.console import Console
 from scaler_wizard.cli.hosting import finish, host_run
 from scaler_wizard.cli.options import JsonOption, WorkspaceOption, existing_workspace
 from scaler_wizard.cli.render import print_plan
+from scaler_wizard.jobs.client import Client
 from scaler_wizard.jobs.prepare import parse_job, prepare
 from scaler_wizard.safety.contract import DEFAULT_ROLLBACK_PLAN, default_scope, sign
 from scaler_wizard.specs.yaml_io import parse_yaml
+from scaler_wizard.store.workspace import Workspace
 
 app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -55,4 +57,21 @@ def grow(
     prepared = prepare(job, space)
     print_plan(console, prepared)
     outcome = host_run(space, console, job=job, plan=prepared.plan)
+    if outcome["status"] == "completed":
+        rehearse(space, console, str(outcome["run"]))
     finish(space, console, outcome, json=json)
+
+
+def rehearse(space: Workspace, console: Console, run: str) -> None:
+    """Show that the way back works: to P1 and forward again, verified by hash, timed."""
+    with Client(space) as client:
+        answer = client.call("rehearse_rollback", run=run, target_phase="P1")
+    run_dir = space.run_dir(run)
+    rehearsal = {key: answer[key] for key in ("rollback_seconds", "undo_seconds")}
+    run_dir.write_result({**(run_dir.result() or {}), "rehearsal": rehearsal})
+    back, forward = (1000 * seconds for seconds in rehearsal.values())
+    console.print(
+        f"the way back, rehearsed: {answer['message']} ({answer['checkpoint']}, hashes verified, "
+        f"{back:.0f} ms), and forward again ({forward:.0f} ms)",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip

@@ -17,29 +17,15 @@ from scaler_wizard.cli.follow import Follower
 from scaler_wizard.cli.options import print_json, user_name
 from scaler_wizard.errors import ScalerError
 from scaler_wizard.jobs.client import Client
-from scaler_wizard.jobs.host import Host
-from scaler_wizard.jobs.service import Service
+from scaler_wizard.jobs.host import hosting
 from scaler_wizard.planning.plan import Plan
 from scaler_wizard.report.page import write_report
 from scaler_wizard.report.table import format_table
 from scaler_wizard.specs.grow import GrowJob
-from scaler_wizard.store.lock import HostLock
 from scaler_wizard.store.rundir import RunDir
 from scaler_wizard.store.workspace import Workspace
 
 EXIT_CODES = {"completed": 0, "paused": 20, "stopped": 21}
-
-
-@contextmanager
-def hosting(workspace: Workspace) -> Iterator[Host]:
-    """Own the workspace and serve its socket for as long as the block lasts."""
-    with HostLock.acquire(workspace.lock), Service(workspace) as service:
-        host = Host(service, workspace.socket)
-        host.start()
-        try:
-            yield host
-        finally:
-            host.close()
 
 
 def host_run(

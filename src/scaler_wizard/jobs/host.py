@@ -12,11 +12,15 @@ import json
 import logging
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from scaler_wizard.errors import ScalerError
 from scaler_wizard.jobs.service import Service
+from scaler_wizard.store.lock import HostLock
+from scaler_wizard.store.workspace import Workspace
 
 MAX_LINE = 1 << 20
 log = logging.getLogger(__name__)
@@ -115,3 +119,15 @@ class Host:
         except Exception as error:
             log.exception("request %s failed", request.get("op"))
             return {"error": "RunError", "found": f"the host failed: {error!r}", "expected": "", "todo": ""}
+
+
+@contextmanager
+def hosting(workspace: Workspace) -> Iterator[Host]:
+    """Own the workspace and serve its socket for as long as the block lasts."""
+    with HostLock.acquire(workspace.lock), Service(workspace) as service:
+        host = Host(service, workspace.socket)
+        host.start()
+        try:
+            yield host
+        finally:
+            host.close()

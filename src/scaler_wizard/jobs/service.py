@@ -61,6 +61,7 @@ class Service:
             "show": self._show,
             "command": self._command,
             "undo_rollback": self._undo_rollback,
+            "rehearse_rollback": self._rehearse_rollback,
             "models": self._models,
             "beat": self._beat,
             "phase_started": self._phase_started,
@@ -304,6 +305,18 @@ class Service:
         result = CheckpointStore(run_dir).undo_rollback()
         self._rolled_back(run_dir, result, str(request.get("by") or "a person"))
         return {"message": f"Undo complete; you are now at phase {result.checkpoint.phase.removeprefix('P')}"}
+
+    def _rehearse_rollback(self, request: Answer) -> Answer:
+        """{run, target_phase} -> {seconds}: roll back, checked by hash, and undo it at once."""
+        run_dir = self.workspace.run_dir(str(request["run"]))
+        if is_locked(run_dir.lock):
+            raise WrongStateError(f"run {run_dir.id} is running", "a run that is not", "pause it first")
+        store = CheckpointStore(run_dir)
+        back = store.rollback(str(request["target_phase"]))
+        forward = store.undo_rollback()
+        seconds = {"rollback_seconds": back.seconds, "undo_seconds": forward.seconds}
+        flightlog.append(self.workspace.flight_log, "rollback_rehearsed", run_dir.id, seconds)
+        return {**seconds, "message": back.message, "checkpoint": back.checkpoint.name}
 
     def _rolled_back(self, run_dir: RunDir, result: RollbackResult, by: str) -> None:
         checkpoint = result.checkpoint

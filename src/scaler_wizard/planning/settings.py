@@ -67,20 +67,18 @@ def choose_hardware(job: GrowJob, hardware: Hardware) -> tuple[Hardware, str]:
     runtime, count = job.model.runtime, len(hardware.gpus)
     if runtime == "cpu":
         return hardware.without_gpus(), "runs on the CPU, as asked"
-    needed = {"single_gpu": 1, "multi_gpu": 2}.get(runtime, 0)
-    if count < needed:
+    if runtime in ("multi_gpu", "remote"):
         raise SpecError(
-            f"model.runtime is {runtime} and this machine has {count} GPUs",
-            f"at least {needed}",
+            f"model.runtime is {runtime}, which this release cannot run",
+            "auto, cpu or single_gpu",
+            "set model.runtime to auto",
+        )
+    if runtime == "single_gpu" and not count:
+        raise SpecError(
+            "model.runtime is single_gpu and this machine has no GPU",
+            "at least one",
             "set model.runtime to auto, or run on another machine",
         )
-    if runtime == "remote":
-        return (
-            hardware,
-            "remote: predictions are for this machine, the remote one is probed when the run starts",
-        )
-    if runtime == "multi_gpu":
-        return hardware, "several GPUs: predictions are for one, which holds a whole copy of the model"
     return hardware, "runs on the GPU with the most free memory" if count else "runs on the CPU: no GPU here"
 
 

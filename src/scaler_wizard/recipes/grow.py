@@ -31,6 +31,7 @@ from scaler_wizard.safety.sentence import expand_sentence, finish_sentence
 from scaler_wizard.specs.grow import GrowJob
 from scaler_wizard.store.checkpoint_files import Checkpoint
 from scaler_wizard.store.rundir import RunDir
+from scaler_wizard.training.memory import peak_memory_bytes
 
 REFERENCE: TypeAdapter[Reference] = TypeAdapter(Reference)
 
@@ -219,7 +220,14 @@ class GrowRecipe:
 
     def finish(self, context: PhaseContext, done: dict[str, Metrics]) -> Metrics:
         """The run's result: table, plots' data, export, effective context."""
-        return grow_result(self.job, self.plan, self.run_dir, done, self.effective_context)
+        return grow_result(
+            self.job,
+            self.plan,
+            self.run_dir,
+            done,
+            self.effective_context,
+            peak_memory_bytes(self.session.device),
+        )
 
     def _skills(self, context: PhaseContext, suite: Suite, length: int, reference: Reference) -> Metrics:
         """Measurements every phase has: loss, tasks, questions, multi-key needles, sample texts."""

@@ -69,7 +69,7 @@ def _comparison(found: LogitComparison) -> Metrics:
 
 
 def grow_result(
-    job: GrowJob, plan: Plan, run_dir: RunDir, done: dict[str, Metrics], effective: int
+    job: GrowJob, plan: Plan, run_dir: RunDir, done: dict[str, Metrics], effective: int, peak_memory: int
 ) -> Metrics:
     """The run's record; its shape is documented in docs/grow.md."""
     base, final = done["P0"], done["P4"]
@@ -94,6 +94,7 @@ def grow_result(
         },
         "needle": _needles(base, done, final),
         "candidates": {name: m["candidates"] for name, m in done.items() if "candidates" in m},
+        "memory": _memory(plan, peak_memory),
         "samples": final["probes"].get("sanity", {}).get("texts", []),
         "answers": final["probes"].get("tasks", {}).get("samples", []),
         "export": final["export"],
@@ -111,6 +112,18 @@ def _rope(done: dict[str, Metrics]) -> Metrics:
     return {"method": setting["method"], "factor": setting["factor"]}
 
 
+def _memory(plan: Plan, peak: int) -> Metrics:
+    """Predicted and measured peak; what the contract allows."""
+    predicted = max((phase.memory for phase in plan.phases), key=lambda memory: memory.total)
+    return {
+        "predicted_bytes": predicted.total,
+        "low_bytes": predicted.low,
+        "high_bytes": predicted.high,
+        "measured_peak_bytes": peak,
+        "limit_bytes": plan.memory_limit,
+    }
+
+
 def _phase_row(name: str, metrics: Metrics) -> Metrics:
     keys = (
         "context",
@@ -122,7 +135,10 @@ def _phase_row(name: str, metrics: Metrics) -> Metrics:
         "accuracy",
         "context_retention",
     )
-    return {"phase": name, **{key: metrics[key] for key in keys if key in metrics}}
+    row = {"phase": name, **{key: metrics[key] for key in keys if key in metrics}}
+    short = metrics.get("short") or metrics.get("probes", {}).get("short_context_nll") or {}
+    tasks = metrics.get("probes", {}).get("tasks") or {}
+    return {**row, "perplexity_ci": short.get("perplexity_ci95"), "accuracy_ci": tasks.get("ci95")}
 
 
 def _table(plan: Plan, base: Metrics, adapted: Metrics, final: Metrics, effective: int) -> list[Metrics]:

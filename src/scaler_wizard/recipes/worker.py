@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+from transformers.utils import logging as transformers_logging
 
 from scaler_wizard.errors import ScalerError
 from scaler_wizard.planning.plan import Plan
@@ -39,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--socket", type=Path, default=None)
     options = parser.parse_args(argv)
     faulthandler.enable()
+    # Its bars would fill worker.log; ours are events.
+    transformers_logging.disable_progress_bar()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     # A terminal's Ctrl-C goes to the whole process group; the host turns it into a pause.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -96,6 +96,7 @@ class Engine:
                     raise InterruptedPhase(decision.action, decision.reason, decision.target_phase)
             done[phase.name] = self._run_phase(phase, context)
         result = self.recipe.finish(self._context(list(done)[-1]), done)
+        result["seconds"] = round(time.time() - self.run_dir.created(), 1)
         self.run_dir.write_result(result)
         return Outcome("completed", result=result)
 
