@@ -86,7 +86,11 @@ class Host:
 
     async def _supervise(self) -> None:
         while True:
-            self.service.reap()
+            try:
+                self.service.reap()
+            except Exception:
+                # Whatever went wrong with one worker, the host goes on looking after the others.
+                log.exception("looking after workers failed")
             await asyncio.sleep(0.1)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from scaler_wizard.data.sample import DataSample, sample_data
 from scaler_wizard.errors import SpecError
+from scaler_wizard.jobs.history import run_records
 from scaler_wizard.planning.facts import ModelFacts, read_facts
 from scaler_wizard.planning.hardware import Hardware, probe_hardware
 from scaler_wizard.planning.locate import resolve_model
@@ -83,5 +84,6 @@ def prepare(job: GrowJob, workspace: Workspace | None, hardware: Hardware | None
     facts = read_facts(path, allow_remote_code=job.model.trust_remote_code)
     sample = sample_data(job, Path(job.model.tokenizer) if job.model.tokenizer else path)
     templates = load_templates(workspace.root if workspace else None)
-    plan = make_plan(job, machine, facts, templates=templates, data=sample.summary)
+    history = run_records(workspace) if workspace else []
+    plan = make_plan(job, machine, facts, history, templates=templates, data=sample.summary)
     return Prepared(job, facts, machine, sample, plan)

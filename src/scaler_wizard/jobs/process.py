@@ -17,6 +17,7 @@ from scaler_wizard.store.lock import RunLock
 from scaler_wizard.store.rundir import RunDir
 
 LOG_TAIL_BYTES = 16_384
+ATTEMPT_MARK = b"=== attempt "
 ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -51,8 +52,10 @@ def start_worker(
         sys.executable, "-m", "scaler_wizard.recipes.worker", str(run_dir.path),
         "--run", run, "--attempt", str(attempt), "--socket", str(socket),
     ]  # fmt: skip
-    (run_dir.path / "exit_status.json").unlink(missing_ok=True)
     with RunLock.acquire(run_dir.lock) as lock, run_dir.worker_log.open("ab") as log:
+        (run_dir.path / "exit_status.json").unlink(missing_ok=True)
+        log.write(ATTEMPT_MARK + str(attempt).encode() + b"\n")
+        log.flush()
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
             start_new_session=True, pass_fds=[lock.fileno()],
@@ -95,10 +98,12 @@ def classify_death(returncode: int | None, log_tail: str) -> tuple[str, str]:
 
 
 def _tail(path: Path) -> str:
+    """The end of the newest attempt's output: what an earlier one died of is not this one's cause."""
     try:
         with path.open("rb") as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - LOG_TAIL_BYTES))
-            return file.read().decode(errors="replace")
+            text = file.read().rpartition(ATTEMPT_MARK)[2]
+            return text.partition(b"\n")[2].decode(errors="replace")
     except OSError:
         return ""

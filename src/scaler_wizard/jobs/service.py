@@ -7,6 +7,7 @@ made by pure functions elsewhere (`store/states`, `safety/gates`); here they are
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
@@ -18,8 +19,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
-from scaler_wizard.errors import RunNotFoundError, ScalerError, SpecError, WorkspaceBusyError, WrongStateError
-from scaler_wizard.jobs.process import Ending, read_ending, start_worker
+from scaler_wizard.errors import (
+    CheckpointError,
+    RunNotFoundError,
+    ScalerError,
+    SpecError,
+    WorkspaceBusyError,
+    WrongStateError,
+)
+from scaler_wizard.jobs.process import read_ending, start_worker
+from scaler_wizard.planning.plan import Plan
 from scaler_wizard.safety.contract import check_job, job_hash
 from scaler_wizard.specs.events import RolledBack
 from scaler_wizard.specs.grow import GrowJob
@@ -33,10 +42,12 @@ from scaler_wizard.store.rundir import RunDir
 from scaler_wizard.store.states import ACTIVE, Command, RunStatus
 from scaler_wizard.store.workspace import Workspace
 
+log = logging.getLogger(__name__)
 Answer = dict[str, Any]
 EXPORT_KINDS: tuple[ModelKind, ...] = ("adapter", "merged")
 GATE_ACTIONS = {"approve", "abort", "pause", "rollback"}
 WORKER_OPS = {"beat", "phase_started", "phase_done", "gate_opened", "gate_poll", "gate_closed", "ended"}
+WITHOUT_RUN = {"ping", "create", "runs", "models"}
 ENDED = {
     "completed": RunStatus.COMPLETED,
     "paused": RunStatus.PAUSED,
@@ -52,6 +63,8 @@ class Service:
         self.workspace = workspace
         self.database = Database.open(workspace.database)
         self._workers: dict[str, subprocess.Popen[bytes] | None] = {}
+        # Answers given while this host lives, by decision id: the same one again gets the same answer.
+        self._decided: dict[str, Answer] = {}
         self._operations: dict[str, Callable[[Answer], Answer]] = {
             "ping": lambda request: {"pid": os.getpid()},
             "create": self._create,
@@ -90,6 +103,8 @@ class Service:
         operation = self._operations.get(op) if isinstance(op, str) else None
         if operation is None:
             raise SpecError(f"unknown operation {str(op)[:40]!r}", f"one of {', '.join(self._operations)}")
+        if op not in WITHOUT_RUN and not isinstance(request.get("run"), str):
+            raise SpecError(f"a request {op} without a run", "the field run: a run's id")
         if op not in WORKER_OPS:
             return operation(request)
         try:
@@ -106,11 +121,12 @@ class Service:
 
     def _create(self, request: Answer) -> Answer:
         """Queue a signed job: {job, plan} -> {run}."""
-        job = GrowJob.parse(request["job"])
+        job = GrowJob.parse(request.get("job"))
         signed = check_job(job)
+        plan = Plan.from_dict(request.get("plan"))
         run_dir = self.workspace.new_run_dir(job.name)
         run_dir.write_job(job.model_dump(mode="json", by_alias=True))
-        run_dir.write_plan(request["plan"])
+        run_dir.write_plan(plan.as_dict())
         with self.database.session() as connection:
             queries.create_run(
                 connection,
@@ -137,6 +153,9 @@ class Service:
                 self._settle_dead(connection, run)
                 if queries.get_run(connection, run.id).status != RunStatus.QUEUED:
                     queries.set_status(connection, run.id, RunStatus.QUEUED, time.time())
+            # What was asked of an earlier worker that ended before it heard is not meant for this one.
+            for command in queries.pending_commands(connection, run.id):
+                queries.consume_command(connection, command.id, time.time())
             host = Host(socket.gethostname()[:255], os.getpid(), boot_id())
             attempt = queries.start_attempt(connection, run.id, host, time.time())
             offline = run.job["dataset"]["source"] != "huggingface_hub"
@@ -171,13 +190,28 @@ class Service:
             with self.database.session() as connection:
                 newest = queries.latest_attempt(connection, run_id)
             if newest is not None and newest.ended is None:
-                self._close_attempt(run_id, newest.number, worker.returncode if worker else None)
+                try:
+                    self._close_attempt(run_id, newest.number, worker.returncode if worker else None)
+                except ScalerError as error:
+                    # The attempt itself is closed first; a failed rollback or registration is noted, and
+                    # the other runs' workers are still looked after.
+                    log.error("run %s: %s", run_id, error)
+                    self._note(run_id, error)
+
+    def _note(self, run_id: str, error: ScalerError) -> None:
+        with self.database.session() as connection:
+            queries.log_event(connection, run_id, time.time(), "problem", {"found": str(error)})
 
     def _close_attempt(self, run_id: str, token: int, returncode: int | None) -> None:
         run_dir = self.workspace.run_dir(run_id)
         ending = read_ending(run_dir, token, returncode)
         status = ENDED[ending.status]
         with self.database.session() as connection:
+            self._catch_up(connection, run_dir, token)
+            for gate in queries.open_gates(connection, run_id):
+                queries.answer_gate(
+                    connection, gate.id, "pause", "nobody", "the worker ended", uuid.uuid4().hex, time.time()
+                )
             if (
                 status == RunStatus.COMPLETED
                 and queries.get_run(connection, run_id).status != RunStatus.RUNNING
@@ -192,10 +226,28 @@ class Service:
         if ending.rollback_to is not None:
             self._roll_back(run_id, ending.rollback_to, "asked for at a gate")
         if status == RunStatus.COMPLETED:
-            self._register(run_dir, ending)
+            self._register(run_dir)
 
-    def _register(self, run_dir: RunDir, ending: Ending) -> None:
-        """Enter what the run exported into the registry, with its lineage."""
+    def _catch_up(self, connection: Any, run_dir: RunDir, token: int) -> None:
+        """Enter the phases that a worker committed while no host was there to be told."""
+        known = {phase.phase: phase.checkpoint for phase in queries.list_phases(connection, run_dir.id)}
+        try:
+            chain = CheckpointStore(run_dir).chain()
+        except CheckpointError:
+            return  # resuming repairs it, or says what is lost
+        for checkpoint in chain:
+            if known.get(checkpoint.phase) != checkpoint.name:
+                queries.start_phase(connection, run_dir.id, token, checkpoint.phase, checkpoint.created)
+                queries.finish_phase(
+                    connection, run_dir.id, token, checkpoint.phase, "done", checkpoint.created,
+                    checkpoint.name, checkpoint.metrics,
+                )  # fmt: skip
+
+    def _register(self, run_dir: RunDir) -> None:
+        """Enter what the run exported into the registry, with its lineage.
+
+        Names carry the content's hash: a run that was rolled back and finished again exports another model.
+        """
         result = run_dir.result() or {}
         export = result.get("export") or {}
         with self.database.session() as connection:
@@ -204,8 +256,10 @@ class Service:
             registry.register(connection, base, "base", path, time.time())
             for kind in EXPORT_KINDS:
                 if export.get(kind):
+                    place = Path(export[kind])
+                    name = f"{run_dir.id[:44]}-{kind}-{registry.content_hash(place)[:11]}"
                     registry.register(
-                        connection, f"{run_dir.id}-{kind}", kind, Path(export[kind]), time.time(),
+                        connection, name, kind, place, time.time(),
                         run_id=run_dir.id, parent=base, metrics=result.get("summary") or {},
                     )  # fmt: skip
 
@@ -245,10 +299,21 @@ class Service:
 
     def _command(self, request: Answer) -> Answer:
         """{run, action, by, reason, target_phase, decision_id} -> {message}."""
+        decision = str(request.get("decision_id") or uuid.uuid4().hex)
+        if decision not in self._decided:
+            self._decided[decision] = self._act(request, decision)
+        return self._decided[decision]
+
+    def _act(self, request: Answer, decision: str) -> Answer:
         run_dir = self.workspace.run_dir(str(request["run"]))
-        action = cast(GateAction, str(request["action"]))
+        if request.get("action") not in GATE_ACTIONS:
+            raise SpecError(
+                f"unknown action {str(request.get('action'))[:40]!r}",
+                f"one of {', '.join(sorted(GATE_ACTIONS))}",
+            )
+        action = cast(GateAction, request["action"])
         by, reason = str(request.get("by") or "a person")[:255], str(request.get("reason") or "")[:2000]
-        target = request.get("target_phase")
+        target = None if request.get("target_phase") is None else str(request["target_phase"])
         if action == "rollback" and target is not None:
             CheckpointStore(run_dir).checkpoint(target)
         with self.database.session() as connection:
@@ -259,11 +324,16 @@ class Service:
                 run = queries.get_run(connection, run_dir.id)
             gates = queries.open_gates(connection, run.id)
             if run.status == RunStatus.WAITING and gates and action in GATE_ACTIONS:
-                decision = str(request.get("decision_id") or uuid.uuid4().hex)
                 queries.answer_gate(
                     connection, gates[-1].id, action, by, reason, decision, time.time(), target
                 )
                 return {"message": f"{action}: noted for gate {gates[-1].gate} of {run.id}"}
+            if alive and action == "approve":
+                # Filed as a command it would reach the worker long after the gate it was meant for.
+                raise WrongStateError(
+                    f"run {run.id} is {run.status} and no gate is open", "a run that waits at a gate",
+                    f"look at it with `scaler runs show {run.id}`",
+                )  # fmt: skip
             if alive:
                 command = Command.STOP if action == "abort" else Command(action)
                 queries.add_command(connection, run.id, command, time.time(), target, reason)
@@ -386,7 +456,11 @@ class Service:
         with self.database.session() as connection:
             queries.report_heartbeat(connection, run, token, time.monotonic())
             gate = queries.newest_gate(connection, run, str(request["gate"]))
-        if gate is None or gate.answered is None:
+        if gate is None or (gate.answered is not None and gate.answered < float(request["opened"])):
+            # It was opened while no host was there to be told.
+            self._gate_opened(request)
+            return {}
+        if gate.answered is None:
             return {}
         return {
             "answer": {
