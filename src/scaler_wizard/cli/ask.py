@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import select
 import sys
+import termios
 import time
 from dataclasses import dataclass
 
@@ -46,6 +47,11 @@ def read_line(seconds: float) -> str | None:
     """A line from the terminal, or None when nothing was typed for `seconds`."""
     ready, _, _ = select.select([sys.stdin], [], [], seconds)
     return sys.stdin.readline() if ready else None
+
+
+def forget_typed() -> None:
+    """Throw away what was typed so far on the terminal."""
+    termios.tcflush(sys.stdin, termios.TCIFLUSH)
 
 
 def remaining(deadline: float) -> str:

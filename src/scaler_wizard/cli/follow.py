@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from scaler_wizard.cli.ask import PROMPT, read_line, remaining, understand
+from scaler_wizard.cli.ask import PROMPT, forget_typed, read_line, remaining, understand
 from scaler_wizard.cli.options import user_name
 from scaler_wizard.cli.screen import RunScreen
 from scaler_wizard.errors import ScalerError
@@ -66,6 +66,7 @@ class Follower:
         self.console.print(f"     from another terminal: {command}", highlight=False, soft_wrap=True)
         if self.interactive:
             self.screen.pause_live()
+            forget_typed()  # an answer typed before the question was shown is no answer to it
             self.console.print(
                 f"  {remaining(event.deadline)} left", PROMPT, end="", markup=False, highlight=False
             )

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from scaler_wizard.cli.options import JsonOption, WorkspaceOption, existing_workspace, print_json
-from scaler_wizard.errors import SpecError
+from scaler_wizard.errors import DataFileMissingError, SpecError
 from scaler_wizard.jobs.prepare import parse_job
 from scaler_wizard.planning.facts import read_facts
 from scaler_wizard.planning.locate import resolve_model
@@ -38,6 +38,10 @@ def init(
     """Write a checked job file with the settings one usually changes; never overwrites a file."""
     if out.exists():
         raise SpecError(f"{out} exists already", "a new file name", "choose another with --out, or remove it")
+    if not out.absolute().parent.is_dir():
+        raise SpecError(f"there is no folder {out.absolute().parent}", "an existing folder", "make it first")
+    if data is not None and not data.is_file():
+        raise DataFileMissingError(f"there is no data file {data}", "an existing file", "check --data")
     space = existing_workspace(workspace)
     path = resolve_model(model)
     facts = read_facts(path)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import uuid
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from scaler_wizard.cli.options import JobArgument, JsonOption, print_json, user_name
+from scaler_wizard.errors import SpecError
 from scaler_wizard.jobs.prepare import load_job
 from scaler_wizard.safety.contract import DEFAULT_ROLLBACK_PLAN, check_job, default_scope, sign
-from scaler_wizard.specs.contract import SIGNOFF
-from scaler_wizard.specs.yaml_io import dump_yaml, read_yaml
+from scaler_wizard.specs.contract import SIGNOFF, Contract
+from scaler_wizard.specs.yaml_io import dump_yaml, parse_yaml, read_yaml
 from scaler_wizard.store.durable import write_atomic
 
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -45,8 +47,22 @@ def sign_job(
     signed = sign(spec, by, scope, rollback_plan, datetime.now(UTC), str(uuid.uuid4()), signoff=accept)
     check_job(signed)
     assert signed.contract is not None
-    value = {**read_yaml(job), "contract": signed.contract.model_dump(mode="json")}
-    write_atomic(job, dump_yaml(value))
+    write_atomic(job, _with_contract(job, signed.contract))
     typer.echo(f"Signed by {by}. Next: scaler run {job}")
     if json:
         print_json({"job": str(job), "contract": signed.contract.model_dump(mode="json")})
+
+
+def _with_contract(job: Path, contract: Contract) -> str:
+    """The job file's text with the contract at its end; comments stay unless an old contract is replaced."""
+    section = {"contract": contract.model_dump(mode="json")}
+    value = read_yaml(job)
+    whole = {**value, **section}
+    if "contract" not in value:
+        text = job.read_text(encoding="utf-8").rstrip("\n") + "\n" + dump_yaml(section)
+        try:
+            if parse_yaml(text) == whole:
+                return text
+        except SpecError:
+            pass  # not in block style: written anew, without its comments
+    return dump_yaml(whole)

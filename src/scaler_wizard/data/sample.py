@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scaler_wizard.data.dataset import load_dataset
+from scaler_wizard.data.dataset import Dataset, load_dataset
 from scaler_wizard.data.tokens import TokenReport, highlight_sample, tokenize_rows
-from scaler_wizard.errors import ModelError
+from scaler_wizard.errors import EmptyDataError, ModelError
 from scaler_wizard.planning.plan import DataSummary
 from scaler_wizard.specs.grow import GrowJob
 
 SAMPLED_ROWS = 200
-SHOWN_TOKENS = 120
+MEASURED_CHARACTERS = 20_000
+MIN_DOCUMENTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class DataSample:
     end_of_turn: str
     """"yes (<token>)", "no", or "not a conversation"."""
     summary: DataSummary
+    held_out_tokens: int
+    """About how many tokens there are to measure the context on."""
 
 
 def load_tokenizer(path: Path) -> Any:
@@ -68,7 +71,33 @@ def sample_data(job: GrowJob, tokenizer_path: Path) -> DataSample:
         format=dataset.row_format,
     )  # fmt: skip
     runs = highlight_sample(tokenized.rows[0], tokenizer)
-    return DataSample(dataset.words, report.template, tuple(runs), _end_of_turn(report), summary)
+    return DataSample(
+        dataset.words, report.template, tuple(runs), _end_of_turn(report), summary,
+        _held_out_tokens(dataset, tokenizer, report),
+    )  # fmt: skip
+
+
+def check_held_out(sample: DataSample, context: int) -> None:
+    """Refuse before the run what its measurements would refuse in the middle of it.
+
+    Raises:
+        EmptyDataError: too little held-out text for documents of `context` tokens.
+    """
+    needed = MIN_DOCUMENTS * context
+    if sample.held_out_tokens < needed:
+        raise EmptyDataError(
+            f"about {sample.held_out_tokens:,} held-out tokens to measure a context of {context:,} on",
+            f"at least {needed:,}: {MIN_DOCUMENTS} documents of that length",
+            "give more data or a dataset.text_file, raise dataset.holdout_fraction, or lower the target",
+        )
+
+
+def _held_out_tokens(dataset: Dataset, tokenizer: Any, report: TokenReport) -> int:
+    if not dataset.held_out_texts:
+        return round(len(dataset.held_out) * report.tokens / max(1, report.rows))
+    head = dataset.held_out_texts[0][:MEASURED_CHARACTERS]
+    per_character = len(tokenizer(head, add_special_tokens=False).input_ids) / max(1, len(head))
+    return round(sum(len(text) for text in dataset.held_out_texts) * per_character)
 
 
 def _end_of_turn(report: TokenReport) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scaler_wizard.data.sample import DataSample, sample_data
+from scaler_wizard.data.sample import DataSample, check_held_out, sample_data
 from scaler_wizard.errors import SpecError
 from scaler_wizard.jobs.history import run_records
 from scaler_wizard.planning.facts import ModelFacts, read_facts
@@ -86,4 +86,5 @@ def prepare(job: GrowJob, workspace: Workspace | None, hardware: Hardware | None
     templates = load_templates(workspace.root if workspace else None)
     history = run_records(workspace) if workspace else []
     plan = make_plan(job, machine, facts, history, templates=templates, data=sample.summary)
+    check_held_out(sample, plan.target_context)
     return Prepared(job, facts, machine, sample, plan)
