@@ -25,7 +25,7 @@ from scaler_wizard.specs.grow import EvaluationSection
 
 Losses = list[list[float]]
 QUICK_SHARE = 3
-"""A quick look (to rank candidates, or between training rounds) measures a third of the documents and needles."""
+"""A quick look (ranking candidates, between training rounds) measures a third of documents and needles."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Suite:
         )  # fmt: skip
 
     def skills(self, length: int) -> dict[str, ProbeResult]:
-        """Tasks with exact answers, cloze questions, multi-key needles and generation sanity, by probe name."""
+        """Tasks with exact answers, cloze questions, multi-key needles, sample texts, by probe name."""
         settings = self.settings(length)
         results: dict[str, ProbeResult] = {}
         if self.task_rows and self.section.task_rows:

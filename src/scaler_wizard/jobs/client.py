@@ -52,8 +52,8 @@ class Client:
         if not line:
             raise RunError("the host hung up", "an answer", "try again; `scaler resume` continues the run")
         answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise _rebuild(answer)
+        if "refused" in answer:
+            raise _rebuild(answer["refused"])
         return answer
 
     def _alone(self, request: dict[str, Any]) -> dict[str, Any]:

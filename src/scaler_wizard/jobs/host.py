@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from scaler_wizard.errors import ScalerError
+from scaler_wizard.errors import RunError, ScalerError, SpecError
 from scaler_wizard.jobs.service import Service
 from scaler_wizard.store.lock import HostLock
 from scaler_wizard.store.workspace import Workspace
@@ -79,9 +79,7 @@ class Host:
         self._loop.run_forever()
         supervisor.cancel()
         server.close()
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.run_until_complete(_end_tasks())
         self._loop.close()
 
     async def _supervise(self) -> None:
@@ -108,21 +106,21 @@ class Host:
         try:
             request = json.loads(line)
         except (ValueError, RecursionError):
-            return {"error": "SpecError", "found": "a request that is not JSON", "expected": "", "todo": ""}
+            return _refused(SpecError("a request that is not JSON", "one JSON object a line"))
         if not isinstance(request, dict):
-            return {
-                "error": "SpecError",
-                "found": "a request that is not an object",
-                "expected": "",
-                "todo": "",
-            }
+            return _refused(SpecError("a request that is not an object", "one JSON object a line"))
         try:
             return self.service.handle(request)
         except ScalerError as error:
-            return error.as_dict()
+            return _refused(error)
         except Exception as error:
             log.exception("request %s failed", request.get("op"))
-            return {"error": "RunError", "found": f"the host failed: {error!r}", "expected": "", "todo": ""}
+            return _refused(RunError(f"the host failed: {error!r}"))
+
+
+def _refused(error: ScalerError) -> dict[str, Any]:
+    """An error in an envelope of its own: a run's row has a field "error" too."""
+    return {"refused": error.as_dict()}
 
 
 @contextmanager
@@ -135,3 +133,19 @@ def hosting(workspace: Workspace) -> Iterator[Host]:
             yield host
         finally:
             host.close()
+
+
+async def _end_tasks() -> None:
+    """Cancel every other task, and let the loop close the connections they held."""
+    # A connection accepted just now closes itself only if it has begun; each of these takes a turn or two.
+    await _turns(3)
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await _turns(3)
+
+
+async def _turns(number: int) -> None:
+    for _ in range(number):
+        await asyncio.sleep(0)

@@ -306,7 +306,7 @@ class Service:
 
     def _act(self, request: Answer, decision: str) -> Answer:
         run_dir = self.workspace.run_dir(str(request["run"]))
-        if request.get("action") not in GATE_ACTIONS:
+        if str(request.get("action")) not in GATE_ACTIONS:
             raise SpecError(
                 f"unknown action {str(request.get('action'))[:40]!r}",
                 f"one of {', '.join(sorted(GATE_ACTIONS))}",

@@ -142,11 +142,15 @@ class GrowRecipe:
         ranked = self._candidates(phase, context)
         chosen = RopeSetting.from_dict(ranked[0]["setting"])
         length = LongerContext(session, context, phase.context, self._reference())
-        session.set_rope(chosen)
-        measured, verdict = length.judge()
         steps = 0
-        if not verdict.passed and phase.steps:
-            context.note(f"{chosen.method} does not pass untrained ({'; '.join(verdict.reasons)}): training")
+        if self.partial is None:
+            session.set_rope(chosen)
+            measured, verdict = length.judge()
+            if not verdict.passed and phase.steps:
+                why = "; ".join(verdict.reasons)
+                context.note(f"{chosen.method} does not pass untrained ({why}): training")
+                measured, verdict, steps = length.train_until_passed(self._long_training(phase))
+        else:  # resumed in the middle of its training: it did not pass untrained
             measured, verdict, steps = length.train_until_passed(self._long_training(phase))
         metrics = {
             **context_metrics(measured),

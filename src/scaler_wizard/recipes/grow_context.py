@@ -102,9 +102,10 @@ class LongerContext:
         total = training.settings.total_steps
         for number in range(1, ROUNDS + 1):
             until = total * number // ROUNDS
-            if training.state.step >= until:
-                continue
-            self.session.run(self.context, training, until)
+            if training.state.step > until:
+                continue  # resumed beyond this round; at its very end it is looked at (again)
+            if training.state.step < until:
+                self.session.run(self.context, training, until)
             if number == ROUNDS or self.judge(quick=True)[1].passed:
                 measured, verdict = self.judge()
                 if verdict.passed or number == ROUNDS:

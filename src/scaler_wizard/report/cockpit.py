@@ -76,7 +76,7 @@ class CockpitState:
                 self.losses.clear()
                 self.slope, self.eta_sec = None, None
             case "progress":
-                self.phase = event.phase
+                self.phase, self.memory = event.phase, event.memory_bytes or self.memory
                 self.eta_sec = event.eta_sec
             case "step":
                 self.losses.append(event.loss)

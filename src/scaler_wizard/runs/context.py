@@ -56,6 +56,8 @@ class PhaseContext:
     read_memory: Callable[[], int]
     _verdict: Verdict | None = None
     _stopped_at: int | None = None
+    _resume_point: tuple[int, SaveStep] | None = None
+    """The latest step of a training of this phase, and how to save it."""
     _last_beat: float = 0.0
     _last_save: float = 0.0
 
@@ -81,10 +83,9 @@ class PhaseContext:
         def report(done: int, total: int) -> None:
             elapsed = time.monotonic() - started
             eta = elapsed / done * (total - done) if done else None
-            self.telemetry.emit_progress(
-                Progress(phase=self.phase, activity=activity, done=done, total=total, eta_sec=eta)
-            )
-            self._check_memory()
+            memory = self._check_memory()
+            event = Progress(phase=self.phase, activity=activity, done=done, total=total, eta_sec=eta)
+            self.telemetry.emit_progress(event.model_copy(update={"memory_bytes": memory}))
             self._beat()
 
         return report
@@ -108,9 +109,10 @@ class PhaseContext:
             eta = (time.monotonic() - started) / done * (result.total_steps - result.step)
             self._report(result, eta)
             self._check_memory()
+            self._resume_point = (result.step, save)
             if time.monotonic() - self._last_save > SAVE_STEP_SEC:
-                self._save(result.step, save)
-            self._beat(lambda step=result.step: self._save(step, save))  # type: ignore[misc]
+                self._save_step()
+            self._beat()
             yield result
         if self._stopped_at is not None:
             todo = "roll back, then lower the learning rate or look at the data"
@@ -140,7 +142,11 @@ class PhaseContext:
             )
         )  # fmt: skip
 
-    def _save(self, step: int, save: SaveStep) -> None:
+    def _save_step(self) -> None:
+        """Commit a step checkpoint of the training under way; nothing where there is none."""
+        if self._resume_point is None:
+            return
+        step, save = self._resume_point
         with self.store.stage(self.phase) as staging:
             save(staging.path)
             staging.commit(step=step, kind="step")
@@ -150,21 +156,28 @@ class PhaseContext:
     def once(self, key: str, make: Callable[[], Any]) -> Any:
         """`make()`'s JSON-ready value, computed at most once per phase, also over a kill and a resume."""
         path = self.run_dir.path / "phase_memo.json"
-        memo: dict[str, Any] = {}
-        if path.is_file():
-            stored = json.loads(path.read_text())
-            if stored.get("phase") == self.phase:
-                memo = stored["memo"]
+        memo = self._memo(path)
         if key not in memo:
-            memo[key] = make()
+            # Through JSON at once, so that the first time and the time after a resume see the same value.
+            memo[key] = json.loads(json.dumps(make()))
             write_atomic(path, json.dumps({"phase": self.phase, "memo": memo}))
         return memo[key]
+
+    def _memo(self, path: Path) -> dict[str, Any]:
+        """What this phase remembered; nothing where the file is another phase's or damaged."""
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            memo = stored["memo"] if stored["phase"] == self.phase else {}
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            return {}
+        return memo if isinstance(memo, dict) else {}
 
     def forget(self) -> None:
         """Drop what `once` remembered: the phase is committed, or starts from its beginning."""
         (self.run_dir.path / "phase_memo.json").unlink(missing_ok=True)
 
-    def _beat(self, save: Callable[[], None] | None = None) -> None:
+    def _beat(self) -> None:
+        """Tell the host that there is progress, and obey what a person asked for."""
         now = time.monotonic()
         if now - self._last_beat < BEAT_SEC:
             return
@@ -173,18 +186,20 @@ class PhaseContext:
         command = answer.get("command")
         if not isinstance(command, dict):
             return
-        if command["action"] == "pause" and save is not None:
-            save()
+        if command["action"] == "pause":
+            self._save_step()
         raise InterruptedPhase(command["action"], command.get("reason") or "", command.get("target_phase"))
 
-    def _check_memory(self) -> None:
-        if check_memory(self.read_memory(), self.memory_limit) == "over":
-            used, limit = self.read_memory(), self.memory_limit
+    def _check_memory(self) -> int:
+        """Bytes in use, within the contract's limit."""
+        used, limit = self.read_memory(), self.memory_limit
+        if check_memory(used, limit) == "over":
             raise LimitError(
                 f"memory in use {used / 2**30:.2f} GiB of {limit.total_bytes / 2**30:.2f} GiB",
                 f"at most {limit.fraction:.0%}, as the contract guarantees",
                 "set training.micro_batch_tokens lower or free memory, then `scaler resume`",
             )
+        return used
 
 
 def perplexity(nats: float) -> float:

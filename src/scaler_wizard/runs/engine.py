@@ -163,11 +163,12 @@ class Engine:
         self.telemetry.emit(
             GateOpened(gate=phase, sentence=sentence, deadline=gate.deadline, details=dict(request.details))
         )
-        self.link.request(
-            "gate_opened", gate=phase, gate_id=gate.id, sentence=sentence, opened=gate.opened_at,
-            deadline=gate.deadline,
-        )  # fmt: skip
-        decision = self._wait(gate, phase)
+        question = {
+            "gate": phase, "gate_id": gate.id, "sentence": sentence, "opened": gate.opened_at,
+            "deadline": gate.deadline,
+        }  # fmt: skip
+        self.link.request("gate_opened", **question)
+        decision = self._wait(gate, phase, question)
         self.telemetry.emit(
             GateClosed(
                 gate=phase, action=decision.action, by=decision.by, reason=decision.reason,
@@ -187,13 +188,14 @@ class Engine:
         )
         return decision
 
-    def _wait(self, gate: Gate, phase: str) -> Decision:
+    def _wait(self, gate: Gate, phase: str, question: dict[str, Any]) -> Decision:
+        """Poll with the whole question: a host that came back after it was asked learns it from there."""
         if self.safety.gates.ask == "auto_approve":
             action: Action = "rollback" if phase == BREAKER_GATE else "approve"
             answer = Answer(uuid.uuid4().hex, gate.id, action, time.time(), "the run itself (auto_approve)")
             return decide(gate, time.time(), answer)
         while True:
-            reply: dict[str, Any] = self.link.request("gate_poll", gate=phase, gate_id=gate.id) or {}
+            reply: dict[str, Any] = self.link.request("gate_poll", **question) or {}
             found = reply.get("answer")
             decision = decide(gate, time.time(), Answer(**found) if isinstance(found, dict) else None)
             if decision.action != "wait":
@@ -211,7 +213,7 @@ class Engine:
         except InterruptedPhase as request:
             return self._interrupted(request)
         reason = str(error)
-        if decision.action == "rollback" and back is not None:
+        if decision.action == "rollback":
             return Outcome("failed", reason, error.todo, rollback_to=decision.target_phase or back)
         if decision.action == "abort":
             return Outcome("stopped", reason, error.todo)

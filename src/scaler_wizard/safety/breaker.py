@@ -7,6 +7,11 @@ Perplexity of single batches is noisy (a tiny model: 300 +- 40 from one step to 
 slope above the limit means nothing by itself. The slope rule trips only when a lower confidence bound
 of the slope lies above the limit, see `significance.py`. Feed it the perplexity of each step, not a
 running mean: smoothing hides the noise that the bound is computed from.
+
+Slope and spike compare with a full window of healthy steps, which a training has only later on. A jump
+trips from the fourth loss on: the first ones were measured before the optimiser could do harm, and a
+learning rate 1000 times too high puts three in a row more than 2 nats above them (the embedded model: 4.2 to
+7 and more within two steps; tests/faults/test_divergence.py).
 """
 
 from __future__ import annotations
@@ -17,13 +22,22 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from scaler_wizard.errors import CheckpointError
-from scaler_wizard.safety.significance import fit_slope, prediction_bound, significant_rise
+from scaler_wizard.safety.significance import (
+    fit_slope,
+    prediction_bound,
+    significant_jump,
+    significant_rise,
+)
 from scaler_wizard.specs.events import Telegram
 from scaler_wizard.specs.grow import BreakerSection
 
 DEAD_GRADIENT = 1e-12
 DEAD_STEPS = 3
 """Consecutive steps with a gradient norm below `DEAD_GRADIENT` that trip."""
+JUMP_STEPS = 3
+JUMP_NATS = 2.0
+"""Nats (7.4 times the perplexity) that `JUMP_STEPS` losses in a row must lie above those before them; half
+of it once a full window shows the noise."""
 HISTORY_WINDOWS = 5
 """Windows of steps before the present one that the noise is estimated from."""
 
@@ -105,7 +119,7 @@ class Breaker:
             self._tripped = broken
             return Verdict("stop", broken, step)
         self._dead = self._dead + 1 if grad_norm is not None and grad_norm < DEAD_GRADIENT else 0
-        spike = self._loss_spike(loss)
+        spike = self._loss_spike(loss) or self._jump(loss)
         self._remember(step, perplexity, loss)
         slope, error, count = self._slope()
         reason = self._gradient(grad_norm) or spike or self._rise(slope) or self._accuracy(accuracy)
@@ -172,6 +186,17 @@ class Breaker:
         if loss <= self.settings.loss_spike * mean or loss <= prediction_bound(before):
             return ""
         return f"loss spike: {loss:.3g} after a mean of {mean:.3g} over {window} steps"
+
+    def _jump(self, loss: float | None) -> str:
+        """The latest losses against those before them, also while there is no full window."""
+        if loss is None:
+            return ""
+        losses = [*self._losses, loss]
+        if not significant_jump(losses, JUMP_STEPS, JUMP_NATS, self.settings.window + 1):
+            return ""
+        before = losses[:-JUMP_STEPS]
+        mean = math.fsum(before) / len(before)
+        return f"loss jumped to {loss:.3g} after a mean of {mean:.3g} over {len(before)} steps"
 
     def _gradient(self, grad_norm: float | None) -> str:
         if grad_norm is not None and grad_norm > self.settings.max_grad_norm:

@@ -78,6 +78,30 @@ def prediction_bound(values: Sequence[float]) -> float:
     return math.exp(min(exponent, 700.0))
 
 
+def significant_jump(values: Sequence[float], last: int, least: float, settled: int) -> bool:
+    """Whether each of the last values lies more than `least` above the mean of all values before them.
+
+    From `settled` values on, half of `least` is enough, and the two means must differ beyond their noise:
+    pooled two-sample t (Student 1908) at `SIGNIFICANCE`. Fewer values cannot prove that (t with 2 degrees
+    asks for over 100 standard errors), so there `last` and `least` stand alone: 3 values and 2 nats jump in
+    0.03% of openings of 10 flat losses with a deviation of 0.6 nats, in 1.6% at 1.0 nats (batches of a few
+    dozen targets).
+    """
+    before, after = values[:-last], values[-last:]
+    if not before:
+        return False
+    low, high = math.fsum(before) / len(before), math.fsum(after) / len(after)
+    if len(values) < settled:
+        return min(after) > low + least
+    if min(after) <= low + least / 2:
+        return False
+    scale = max(abs(value) for value in values) or 1.0
+    squares = [((v - low) / scale) ** 2 for v in before] + [((v - high) / scale) ** 2 for v in after]
+    degrees = len(values) - 2
+    error = scale * math.sqrt(math.fsum(squares) / degrees * (1 / len(before) + 1 / len(after)))
+    return high - low > t_quantile(SIGNIFICANCE, degrees) * error
+
+
 def _difference_noise(values: Sequence[float]) -> tuple[float, float]:
     """(sigma of one value, degrees of freedom) from successive differences, their mean taken out.
 

@@ -56,6 +56,7 @@ class Progress(_Event):
     done: int
     total: int
     eta_sec: float | None = None
+    memory_bytes: int = 0
 
 
 class StepDone(_Event):

@@ -79,6 +79,12 @@ class DistillationSection(Spec):
     """Softmax temperature T of teacher and student; the loss is multiplied by T squared."""
     weight: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the distillation loss; the rest is cross-entropy on the labels."""
+    kind: Literal["forward", "reverse", "js"] = "forward"
+    """Divergence from the teacher: forward KL covers all it does, reverse KL its likeliest, js both."""
+    top_k: Annotated[int, Field(ge=1, le=65_536)] = 64
+    """Teacher tokens cached per position (8 bytes each); all others count as one."""
+    hidden_weight: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Weight of matching the teacher's final hidden states through a learned projection (0: off)."""
 
 
 class ScalingSection(Spec):
