@@ -55,8 +55,6 @@ class Follower:
                 elif event.type == "gate_closed":
                     self._gate = None
                     self.screen.resume_live()
-                elif event.type == "run_ended":
-                    break
         return last
 
     def _announce(self, event: GateOpened) -> None:

@@ -59,6 +59,7 @@ class RunScreen:
                 self._say(f"run {event.run}: {' -> '.join(event.phases)}{again}")
             case "phase_started":
                 self._say(f"[{event.phase}] {event.title}", style="bold cyan")
+                self._bar(f"[{event.phase}] starting", 0, None, "")
             case "note":
                 self._say(f"     {event.text}")
             case "progress":
@@ -123,7 +124,7 @@ class RunScreen:
             f"[{style}]{escape(text)}[/]" if style else escape(text), highlight=False, soft_wrap=True
         )
 
-    def _bar(self, description: str, done: int, total: int, detail: str) -> None:
+    def _bar(self, description: str, done: int, total: int | None, detail: str) -> None:
         if description != self._activity:
             self._activity = description
             self._bars.reset(self._task, total=total)

@@ -137,13 +137,13 @@ def hosting(workspace: Workspace) -> Iterator[Host]:
 
 async def _end_tasks() -> None:
     """Cancel every other task, and let the loop close the connections they held."""
-    # A connection accepted just now closes itself only if it has begun; each of these takes a turn or two.
-    await _turns(3)
+    # A connection accepted just now closes itself only once it has begun, four turns of the loop later.
+    await _turns(8)
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await _turns(3)
+    await _turns(8)
 
 
 async def _turns(number: int) -> None:

@@ -146,8 +146,7 @@ def distillation_loss(
         the sum, N, and sums over targets of: divergence (at T, without T^2), cross_entropy, correct.
     """
     assert 0 <= weight <= 1, weight
-    n_tokens, factor = head.weight.shape[0], weight * divergence.temperature**2
-    reduce = _top_k_rows(teacher, n_tokens) if isinstance(teacher, TopK) else _full_rows(teacher)
+    factor, reduce = weight * divergence.temperature**2, _reduction(teacher, head)
     accumulate = torch.promote_types(hidden.dtype, torch.float32)
     sums = torch.zeros(3, hidden.shape[0], dtype=accumulate, device=hidden.device)
 
@@ -170,8 +169,18 @@ def distillation_loss(
     return LossResult(found.sum(), hidden.shape[0], dict(zip(names, totals, strict=True)))
 
 
+def divergences(hidden: Tensor, head: Head, teacher: TopK | TeacherLogits, divergence: Divergence) -> Tensor:
+    """Divergence at each of N positions [N], nats, without T^2; arguments as for `distillation_loss`."""
+    reduce = _reduction(teacher, head)
+    return linear_rows(hidden, head, lambda logits, start: reduce(logits, start, divergence))
+
+
 _Reduce = Callable[[Tensor, int, Divergence], tuple[Tensor, Tensor]]
 """(student's logits [R, V], first row, divergence) -> (values [R], their gradient by the logits [R, V])."""
+
+
+def _reduction(teacher: TopK | TeacherLogits, head: Head) -> _Reduce:
+    return _top_k_rows(teacher, head.weight.shape[0]) if isinstance(teacher, TopK) else _full_rows(teacher)
 
 
 def _full_rows(teacher: TeacherLogits) -> _Reduce:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from scaler_wizard.data.batches import MicroBatch, collate
 from scaler_wizard.data.token_rows import TokenRow
@@ -25,7 +25,14 @@ from scaler_wizard.errors import EmptyDataError, IncompatibleModelError
 from scaler_wizard.evals.statistics import mean_estimate, paired_difference
 from scaler_wizard.evals.tasks import task_probe
 from scaler_wizard.losses.chunked import at_targets
-from scaler_wizard.losses.distill import Divergence, common_vocabulary, distillation_loss, sliced
+from scaler_wizard.losses.distill import (
+    Divergence,
+    common_vocabulary,
+    distillation_loss,
+    divergences,
+    sliced,
+)
+from scaler_wizard.losses.log_probs import target_log_probs
 from scaler_wizard.losses.match import hidden_match_loss, initial_projection
 from scaler_wizard.losses.sft import LossResult
 from scaler_wizard.models.hashing import weights_sha256
@@ -42,7 +49,14 @@ from scaler_wizard.training.attention import packed_attention
 from scaler_wizard.training.forward import Objective, base_of, head_of, hidden_states, make_objective
 from scaler_wizard.training.loop import Guard, StepResult, train
 from scaler_wizard.training.state import TrainState, save_state
-from scaler_wizard.training.teacher import CacheKey, TeacherCache, cache_teacher, distinct_rows, rows_digest
+from scaler_wizard.training.teacher import (
+    CacheKey,
+    TeacherCache,
+    cache_teacher,
+    distinct_rows,
+    rows_digest,
+    runs,
+)
 
 Part = Literal["ce_only", "distilled"]
 MARK_FILE = "distillation.json"
@@ -200,19 +214,27 @@ class _Work:
     def _measure(self) -> Metrics:
         """Loss and distance from the teacher of every held-out row (means over its targets), and tasks."""
         session, model = self.session, self.session.adapted
-        losses, distances = [], []
+        head = sliced(head_of(model), self.cache.key.n_tokens)
+        losses: list[float] = []
+        distances: list[float] = []
         progress = self.context.progress("loss and distance from the teacher")
         with session.evaluating(), torch.no_grad():
             with packed_attention(base_of(model)):
-                head = sliced(head_of(model), self.cache.key.n_tokens)
-                for done, row in enumerate(self.held_out, start=1):
-                    micro = collate([row]).to(session.device)
+                for rows in self._held_out_runs():
+                    micro = collate(rows).to(session.device)
                     hidden, targets = at_targets(hidden_states(model, micro), micro.labels)
-                    found = distillation_loss(hidden, head, targets, self.cache.lookup(micro).top, DISTANCE)
-                    losses.append(float(found.metrics["cross_entropy"]) / found.n_labels)
-                    distances.append(float(found.metrics["divergence"]) / found.n_labels)
-                    progress(done, len(self.held_out))
+                    losses += _row_means(-target_log_probs(hidden, head, targets), rows)
+                    distances += _row_means(
+                        divergences(hidden, head, self.cache.lookup(micro).top, DISTANCE), rows
+                    )
+                    progress(len(losses), len(self.held_out))
             return {"nll": losses, "divergence": distances, "accuracy": self._accuracy()}
+
+    def _held_out_runs(self) -> Iterator[Sequence[TokenRow]]:
+        """Held-out rows in order, as many at a time as a micro-batch holds; a prefix needs each alone."""
+        most = 0 if self.session.is_prefix else self.phase.micro_batch_tokens
+        for first, last in runs(self.held_out, 0, most):
+            yield self.held_out[first:last]
 
     def _accuracy(self) -> Metrics | None:
         session = self.session
@@ -227,8 +249,7 @@ class _Work:
         return {key: found[key] for key in ("value", "n", "ci95", "baseline", "seed")}
 
     def _teacher_losses(self) -> list[float]:
-        rows = (self.cache.lookup(collate([row])).target_log_probs for row in self.held_out)
-        return [-float(log_probs.double().mean()) for log_probs in rows]
+        return _row_means(-self.cache.lookup(collate(self.held_out)).target_log_probs, self.held_out)
 
     def report(self, start: Metrics, baseline: Metrics, distilled: Metrics) -> Metrics:
         """Both models beside each other, the start and the teacher."""
@@ -347,6 +368,11 @@ def _on_labels(result: StepResult) -> StepResult:
     return replace(result, loss=result.metrics.get("cross_entropy", result.loss))
 
 
+def _row_means(values: Tensor, rows: Sequence[TokenRow]) -> list[float]:
+    """Mean over each row's targets of values [N] that come row after row."""
+    return [float(part.double().mean()) for part in values.cpu().split([row.n_labels for row in rows])]  # type: ignore[no-untyped-call]
+
+
 def _summary(found: Metrics) -> Metrics:
     return {
         "nll": mean_estimate(found["nll"]).as_dict(),
@@ -358,9 +384,8 @@ def _summary(found: Metrics) -> Metrics:
 def _sentence(result: Metrics) -> str:
     held, difference = result["held_out"], result["distilled_minus_ce_only"]
     loss, distance = difference["nll"], difference["divergence"]
-    verdict = (
-        "worse" if (loss["low"] or 0) > 0 else "better" if (loss["high"] or 0) < 0 else "no clear difference"
-    )
+    low, high = (value or 0.0 for value in loss["ci95"])
+    verdict = "worse" if low > 0 else "better" if high < 0 else "no clear difference"
     return (
         f"distilled: held-out loss {held['distilled']['nll']['mean']:.4f} against "
         f"{held['ce_only']['nll']['mean']:.4f} with cross-entropy alone ({loss['mean']:+.4f}, {verdict}); "

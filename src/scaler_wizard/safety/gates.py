@@ -121,7 +121,7 @@ def admit(seen: Mapping[str, Answer], answer: Answer, status: RunStatus, *, gate
         state = "waiting at a gate" if gate_open else status
         raise WrongStateError(
             f"{answer.action} is not possible while the run is {state}", f"one of {', '.join(allowed)}",
-            "look at the run with `scaler status`",
+            "look at the run with `scaler runs list`",
         )  # fmt: skip
     return True
 

@@ -83,7 +83,7 @@ def significant_jump(values: Sequence[float], last: int, least: float, settled: 
 
     From `settled` values on, half of `least` is enough, and the two means must differ beyond their noise:
     pooled two-sample t (Student 1908) at `SIGNIFICANCE`. Fewer values cannot prove that (t with 2 degrees
-    asks for over 100 standard errors), so there `last` and `least` stand alone: 3 values and 2 nats jump in
+    asks for over 50 standard errors), so there `last` and `least` stand alone: 3 values and 2 nats jump in
     0.03% of openings of 10 flat losses with a deviation of 0.6 nats, in 1.6% at 1.0 nats (batches of a few
     dozen targets).
     """

@@ -374,7 +374,7 @@ def _run(connection: Connection, run_id: str, for_update: bool = False) -> Run:
         raise RunNotFoundError(
             f'there is no run "{run_id}" in the database',
             "a run of this workspace",
-            "list them with `scaler status`",
+            "list them with `scaler runs list`",
         )
     return _to_run(row)
 

@@ -180,5 +180,5 @@ def _not_found(run_id: str, ids: list[str], matches: list[str]) -> RunNotFoundEr
         return RunNotFoundError(
             f'there is no run "{shown}"', "a run of this workspace", f'did you mean "{near[0]}"?'
         )
-    todo = "list them with `scaler status`" if ids else "start one with `scaler run`"
+    todo = "list them with `scaler runs list`" if ids else "start one with `scaler run`"
     return RunNotFoundError(f'there is no run "{shown}"', "a run of this workspace", todo)

@@ -224,7 +224,7 @@ def _compute(
     arrays = _open_arrays(directory, layout, fresh=done == 0)
     last_saved = time.monotonic()
     with packed_attention(base), torch.no_grad():
-        for first, last in _runs(ordered, done, micro_batch_tokens):
+        for first, last in runs(ordered, done, micro_batch_tokens):
             at = slice(bounds[first][0], bounds[last - 1][1])
             micro = collate(ordered[first:last]).to(base.device)
             for name, values in _ask(model, micro, key).items():
@@ -290,8 +290,8 @@ def _bounds(rows: dict[bytes, TokenRow]) -> dict[bytes, tuple[int, int]]:
     return bounds
 
 
-def _runs(rows: Sequence[TokenRow], start: int, most_tokens: int) -> Iterator[tuple[int, int]]:
-    """Neighbouring rows [first, last) of at most `most_tokens` together, at least one row each."""
+def runs(rows: Sequence[TokenRow], start: int, most_tokens: int) -> Iterator[tuple[int, int]]:
+    """Neighbouring rows [first, last) from `start` on: at most `most_tokens` together, or one row."""
     first, tokens = start, 0
     for at in range(start, len(rows)):
         if at > first and tokens + len(rows[at].ids) > most_tokens:
