@@ -78,8 +78,7 @@ class Host:
         self._ready.set()
         self._loop.run_forever()
         supervisor.cancel()
-        server.close()
-        self._loop.run_until_complete(_end_tasks())
+        self._loop.run_until_complete(_end(server))
         self._loop.close()
 
     async def _supervise(self) -> None:
@@ -135,10 +134,15 @@ def hosting(workspace: Workspace) -> Iterator[Host]:
             host.close()
 
 
-async def _end_tasks() -> None:
-    """Cancel every other task, and let the loop close the connections they held."""
-    # A connection accepted just now closes itself only once it has begun, four turns of the loop later.
+async def _end(server: asyncio.Server) -> None:
+    """Accept nobody any more, cancel every other task, and let the loop close the connections they held."""
+    loop = asyncio.get_running_loop()
+    for listening in server.sockets:
+        loop.remove_reader(listening.fileno())
+    # A connection accepted just now can be closed only once it has begun, four turns of the loop later; a
+    # server closed before that breaks it off halfway, with its socket open (asyncio of Python 3.11).
     await _turns(8)
+    server.close()
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()

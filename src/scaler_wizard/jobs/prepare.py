@@ -85,6 +85,8 @@ def prepare(job: GrowJob, workspace: Workspace | None, hardware: Hardware | None
     sample = sample_data(job, Path(job.model.tokenizer) if job.model.tokenizer else path)
     templates = load_templates(workspace.root if workspace else None)
     history = run_records(workspace) if workspace else []
-    plan = make_plan(job, machine, facts, history, templates=templates, data=sample.summary)
+    section = job.scaling.distillation
+    teacher = read_facts(resolve_model(section.teacher)) if section else None
+    plan = make_plan(job, machine, facts, history, templates=templates, data=sample.summary, teacher=teacher)
     check_held_out(sample, plan.target_context)
     return Prepared(job, facts, machine, sample, plan)

@@ -162,6 +162,12 @@ def make_plan(
         IncompatibleModelError: adapters on layers that the model does not have.
         DoesNotFitError: not enough memory or disk; its `todo` says what would fit.
     """
+    if job.scaling.distillation is not None and not job.training.final_steps:
+        raise SpecError(
+            "scaling.distillation names a teacher and training.final_steps is 0",
+            "steps for the last phase, in which the teacher is learned from",
+            "set training.final_steps, or remove scaling.distillation",
+        )
     settings = resolve(
         job, hardware, facts, templates,
         data_tokens=data.tokens_estimate if data else None, row_tokens=data.longest if data else None,
@@ -260,6 +266,8 @@ class _Builder:
         micro, checkpointing = memory_settings.micro_batch_tokens, memory_settings.activation_checkpointing
         trained = trained_parameters(self.facts, self.settings.strategy, lora.rank, lora.target_modules)
         steps = self._steps(name, batch)
+        # Distillation trains twice: the run with cross-entropy alone, of the same budget, stands beside it.
+        trainings = 2 if name == "P4" and self.job.scaling.distillation is not None else 1
         seconds = train_seconds(
             self.facts, self.settings.hardware, precision=self.settings.precision,
             strategy=self.settings.strategy,
@@ -278,7 +286,7 @@ class _Builder:
             micro_batch_tokens=micro,
             activation_checkpointing=checkpointing,
             memory=self._estimate(name, memory_settings),
-            seconds=seconds + self._evaluation_seconds(context, candidates + expanding),
+            seconds=trainings * seconds + self._evaluation_seconds(context, candidates + expanding),
             disk_bytes=checkpoint_bytes(trained) + (self._export_bytes(trained) if name == "P4" else 0),
             gate="adapt" if name == "P1" else "finish" if name == "P4" else "expand",
         )

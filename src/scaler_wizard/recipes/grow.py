@@ -22,6 +22,7 @@ from scaler_wizard.models.context import extension_for
 from scaler_wizard.models.hashing import weights_sha256
 from scaler_wizard.models.rope import RopeSetting
 from scaler_wizard.planning.plan import PhasePlan, Plan
+from scaler_wizard.recipes.distillation import distil
 from scaler_wizard.recipes.grow_context import LongerContext, context_metrics, score_candidates
 from scaler_wizard.recipes.grow_result import export_model, grow_result
 from scaler_wizard.recipes.session import ModelSession, Training
@@ -203,9 +204,17 @@ class GrowRecipe:
         """Train once more if asked, measure everything at the context reached, export and compare."""
         session = self.session
         reached = self.effective_context
-        steps = 0
-        if phase.steps:
-            steps = session.run(context, self._long_training(replace(phase, context=reached)))
+        steps, distilled = 0, None
+        at_reached = replace(phase, context=reached)
+        section = self.job.scaling.distillation
+        if phase.steps and section is not None:
+            interrupted, self.partial = self.partial, None
+            distilled = distil(
+                context, session, section, at_reached, self.run_dir.path / "teacher", interrupted
+            )
+            steps = distilled["steps"]
+        elif phase.steps:
+            steps = session.run(context, self._long_training(at_reached))
         suite, reference = session.suite(context), self._reference()
         with session.evaluating():
             metrics = self._skills(context, suite, reached, suite.reference())
@@ -214,7 +223,8 @@ class GrowRecipe:
                 measured = suite.context(reached, reference, losses)
                 metrics["at_target"] = context_metrics(measured)
         export = export_model(context, session, self.job, self.run_dir)
-        return {**metrics, "context": reached, "steps": steps, "export": export}
+        metrics |= {"context": reached, "steps": steps, "export": export}
+        return metrics if distilled is None else {**metrics, "distillation": distilled}
 
     @property
     def effective_context(self) -> int:

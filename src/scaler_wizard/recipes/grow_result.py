@@ -97,6 +97,7 @@ def grow_result(
         "memory": _memory(plan, peak_memory),
         "samples": final["probes"].get("sanity", {}).get("texts", []),
         "answers": final["probes"].get("tasks", {}).get("samples", []),
+        "distillation": final.get("distillation"),
         "export": final["export"],
         "summary": {
             "perplexity": final["perplexity"], "accuracy": final["accuracy"], "effective_context": effective,

@@ -169,8 +169,11 @@ class ModelSession:
 
     @property
     def rope(self) -> RopeSetting | None:
-        """How positions are stretched now."""
-        return applied_rope(self.adapted)
+        """How positions are stretched now; None where they are not, also after a length was undone."""
+        setting = applied_rope(self.adapted)
+        if setting is not None and setting.target_context == setting.original_context:
+            return None
+        return setting
 
     def training(
         self, phase: PhasePlan, rows: Sequence[TokenRow], replay: Sequence[TokenRow], steps: int
