@@ -94,7 +94,7 @@ def plain_text(folder: Path, rows: list[dict[str, Any]]) -> Path:
 def test_every_format_becomes_token_rows(
     found: str, make: Callable[[int], Any], write: Callable[[Path, list[Any]], Path], tmp_path: Path
 ) -> None:
-    # Plain text has no rows: its documents are pieces of up to 32,768 characters.
+    # Plain text has no rows: its documents are pieces of up to 16,384 characters.
     count = 40 * ROWS if found == "text" else ROWS
     path = write(tmp_path, [make(number) for number in range(count)])
     dataset = load_dataset(DatasetSection(identifier=str(path)), seed=0, target_context=CONTEXT)

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from scaler_wizard.errors import LimitError
+from scaler_wizard.errors import LimitError, SpecError
 from scaler_wizard.store.workspace import Workspace
 
 
@@ -17,22 +17,15 @@ def test_more_than_twice_the_context_at_one_gate(harness: ModuleType, workspace:
         harness.create(workspace, value)
 
 
-def test_a_prefix_for_a_longer_context_says_the_stretch_beside_the_adapter(
+def test_a_prefix_for_a_longer_context_is_refused(
     harness: ModuleType, workspace: Workspace, tmp_path: Path
 ) -> None:
-    # A prefix cannot be merged, and PEFT's format has no place for rotary settings: the card must say them.
+    # A prefix cannot be merged, and PEFT's format has no place for rotary settings.
     model = harness.save_tiny(tmp_path / "model", "llama")
     rows, texts = harness.write_messages(tmp_path / "rows.jsonl"), harness.write_texts(tmp_path / "t.txt")
     value = harness.job_value(
         model, scaling={"strategy": "prefix_tuning", "target_context": 256},
         dataset={"source": "local", "identifier": str(rows), "text_file": str(texts)},
     )  # fmt: skip
-    run = harness.create(workspace, value)
-    assert harness.attempt(run) == 0, run.exit_status()
-    result = run.result()
-    assert result is not None
-    assert result["effective_context"] == 256
-    assert "merged" not in result["export"]
-    card = (Path(result["export"]["adapter"]) / "README.md").read_text(encoding="utf-8")
-    assert "linear" in card
-    assert "256" in card
+    with pytest.raises(SpecError, match="prefix_tuning"):
+        harness.create(workspace, value)

@@ -16,6 +16,8 @@ from scaler_wizard.data.table_rows import read_csv, read_parquet
 from scaler_wizard.errors import DataFileMissingError, EmptyDataError, FormatError
 
 DOCUMENT_CHARS = 16_384
+SMALLEST_DOCUMENT_CHARS = 512
+LEAST_DOCUMENTS = 40
 
 
 def read_rows(path: Path, *, max_rows: int | None = None, bad_rows: BadRows | None = None) -> Iterator[Row]:
@@ -77,7 +79,11 @@ def _check_file(path: Path) -> None:
 
 
 def _read_text(path: Path, bad: BadRows) -> Iterator[Row]:
-    """Documents of at most `DOCUMENT_CHARS`, cut at a blank line in the second half, else at a line's end."""
+    """Documents cut at a blank line in their second half, else at a line's end.
+
+    At most `DOCUMENT_CHARS` each, less for a small file: its held-out share must not be one half of it.
+    """
+    most = min(DOCUMENT_CHARS, max(SMALLEST_DOCUMENT_CHARS, path.stat().st_size // LEAST_DOCUMENTS))
     pending, start = "", 1
     for number, line in lines_of(path, bad):
         try:
@@ -87,11 +93,11 @@ def _read_text(path: Path, bad: BadRows) -> Iterator[Row]:
                 number, row_error(path, number, f"not UTF-8 (byte {error.start} of the line)", "UTF-8 text")
             )
             continue
-        while len(pending) > DOCUMENT_CHARS:
-            head = pending[:DOCUMENT_CHARS]
-            cut = head.rfind("\n\n", DOCUMENT_CHARS // 2) + 2
+        while len(pending) > most:
+            head = pending[:most]
+            cut = head.rfind("\n\n", most // 2) + 2
             if cut < 2:
-                cut = head.rfind("\n") + 1 or DOCUMENT_CHARS
+                cut = head.rfind("\n") + 1 or most
             if head[:cut].strip():
                 yield Row(start, {"text": pending[:cut]})
             start += pending.count("\n", 0, cut)

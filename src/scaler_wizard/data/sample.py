@@ -15,6 +15,7 @@ from scaler_wizard.specs.grow import GrowJob
 SAMPLED_ROWS = 200
 MEASURED_CHARACTERS = 20_000
 MIN_DOCUMENTS = 4
+SHORTEST_WINDOW = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +78,15 @@ def sample_data(job: GrowJob, tokenizer_path: Path) -> DataSample:
     )  # fmt: skip
 
 
-def check_held_out(sample: DataSample, context: int) -> None:
+def check_held_out(sample: DataSample, base: int, context: int) -> None:
     """Refuse before the run what its measurements would refuse in the middle of it.
+
+    A run that keeps the base context can be measured in shorter windows; a longer one cannot.
 
     Raises:
         EmptyDataError: too little held-out text for documents of `context` tokens.
     """
-    needed = MIN_DOCUMENTS * context
+    needed = MIN_DOCUMENTS * (SHORTEST_WINDOW if context == base else context)
     if sample.held_out_tokens < needed:
         raise EmptyDataError(
             f"about {sample.held_out_tokens:,} held-out tokens to measure a context of {context:,} on",

@@ -88,5 +88,5 @@ def prepare(job: GrowJob, workspace: Workspace | None, hardware: Hardware | None
     section = job.scaling.distillation
     teacher = read_facts(resolve_model(section.teacher)) if section else None
     plan = make_plan(job, machine, facts, history, templates=templates, data=sample.summary, teacher=teacher)
-    check_held_out(sample, plan.target_context)
+    check_held_out(sample, plan.base_context, plan.target_context)
     return Prepared(job, facts, machine, sample, plan)

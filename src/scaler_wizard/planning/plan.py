@@ -173,6 +173,13 @@ def make_plan(
         data_tokens=data.tokens_estimate if data else None, row_tokens=data.longest if data else None,
     )  # fmt: skip
     lengths = context_schedule(facts, settings.target_context, job.scaling.context_schedule)
+    if lengths and settings.strategy == "prefix_tuning":
+        raise SpecError(
+            "scaling.strategy is prefix_tuning and a longer context is asked for: a prefix cannot be merged, and "
+            "its file has no place for the stretched positions",
+            "lora or full for a longer context",
+            "set scaling.strategy: lora, or keep the base context",
+        )
     notes = list(settings.notes)
     if data is None:
         notes.append(f"rows of at most {DEFAULT_ROW_TOKENS:,} tokens assumed: the data was not looked at")

@@ -88,6 +88,10 @@ class GrowRecipe:
         session = self.session
         extension = extension_for(session.adapted) if len(self.plan.phases) > 3 else None
         context.note(f"data: {session.dataset.words}")
+        if session.measured_context < session.base_context:
+            context.note(
+                f"measured in windows of {session.measured_context} tokens: the held-out text holds no more"
+            )
         report = session.token_report()
         if report.zero_label_pieces:
             numbers = ", ".join(map(str, report.zero_label_rows[:8]))

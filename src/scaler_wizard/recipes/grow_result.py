@@ -47,7 +47,7 @@ def export_model(context: PhaseContext, session: ModelSession, job: GrowJob, run
         context.note("a prefix cannot be merged into weights: the adapter is the export")
     for report in reports:
         for sentence in report.sentences():
-            context.note(sentence)
+            context.note(f"{report.directory.name}: {sentence}")
     if reports:
         last = reports[-1]
         written["logit_comparison"] = _comparison(last.long or last.short)

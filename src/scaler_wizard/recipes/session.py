@@ -22,6 +22,7 @@ from scaler_wizard.data.dataset import Dataset, load_dataset
 from scaler_wizard.data.rows import Row
 from scaler_wizard.data.token_rows import TokenRow
 from scaler_wizard.data.tokens import TokenizedData, TokenReport, tokenize_rows
+from scaler_wizard.evals.documents import MIN_DOCUMENTS
 from scaler_wizard.evals.suite import Suite
 from scaler_wizard.evals.tasks import TaskRow, row_from_conversation, row_from_example
 from scaler_wizard.models.adapter_io import read_adapter_tensors
@@ -38,6 +39,8 @@ from scaler_wizard.training.state import TrainState, load_state, save_state
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STATE_FILE = "session.json"
+VERY_LONG = 1 << 40
+SHORTEST_WINDOW = 64
 FULL_WEIGHTS = "trained.safetensors"
 
 
@@ -69,6 +72,8 @@ class ModelSession:
         self.path = loaded.path
         self.device = loaded.device
         self.tokenizer = loaded.tokenizer
+        # Texts are tokenised whole and cut by us; the tokenizer's own limit would only warn.
+        self.tokenizer.model_max_length = VERY_LONG
         self.base_context = loaded.base_context
         self.vocabulary = None
         if job.scaling.vocabulary.add_tokens:
@@ -83,6 +88,7 @@ class ModelSession:
         self.dataset: Dataset = load_dataset(job.dataset, job.training.seed, target_context)
         self._rows: dict[int, TokenizedData] = {}
         self._held_out_texts: tuple[str, ...] | None = None
+        self._measured_context: int | None = None
 
     @property
     def is_prefix(self) -> bool:
@@ -140,11 +146,26 @@ class ModelSession:
         )
         return [row for row in found if row is not None]
 
+    @property
+    def measured_context(self) -> int:
+        """Window the probes call the base context: the model's own.
+
+        Shorter, by halves, only where the context stays and the held-out text is too little for the whole.
+        """
+        if self._measured_context is None:
+            window = self.base_context
+            if self.plan.target_context == self.base_context:
+                held = sum(len(self.tokenizer(text).input_ids) for text in self.held_out_texts)
+                while window > SHORTEST_WINDOW and held < MIN_DOCUMENTS * window:
+                    window //= 2
+            self._measured_context = window
+        return self._measured_context
+
     def suite(self, context: PhaseContext) -> Suite:
         """The probes of this model."""
         return Suite(
             self.adapted, self.tokenizer, self.held_out_texts, self.task_rows(), self.job.evaluation,
-            self.base_context, self.job.training.seed, context.progress,
+            self.measured_context, self.job.training.seed, context.progress,
             ends_turns=self.dataset.row_format != "text",
         )  # fmt: skip
 
