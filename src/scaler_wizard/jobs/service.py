@@ -28,6 +28,7 @@ from scaler_wizard.errors import (
     WrongStateError,
 )
 from scaler_wizard.jobs.process import read_ending, start_worker
+from scaler_wizard.jobs.reports import WorkerReports
 from scaler_wizard.planning.plan import Plan
 from scaler_wizard.safety.contract import check_job, job_hash
 from scaler_wizard.specs.events import RolledBack
@@ -46,7 +47,6 @@ log = logging.getLogger(__name__)
 Answer = dict[str, Any]
 EXPORT_KINDS: tuple[ModelKind, ...] = ("adapter", "merged")
 GATE_ACTIONS = {"approve", "abort", "pause", "rollback"}
-WORKER_OPS = {"beat", "phase_started", "phase_done", "gate_opened", "gate_poll", "gate_closed", "ended"}
 WITHOUT_RUN = {"ping", "create", "runs", "models"}
 ENDED = {
     "completed": RunStatus.COMPLETED,
@@ -76,14 +76,8 @@ class Service:
             "undo_rollback": self._undo_rollback,
             "rehearse_rollback": self._rehearse_rollback,
             "models": self._models,
-            "beat": self._beat,
-            "phase_started": self._phase_started,
-            "phase_done": self._phase_done,
-            "gate_opened": self._gate_opened,
-            "gate_poll": self._gate_poll,
-            "gate_closed": self._gate_closed,
-            "ended": lambda request: {},
         }
+        self._reports = WorkerReports(self.database)
 
     def __enter__(self) -> Service:
         return self
@@ -100,22 +94,14 @@ class Service:
             ScalerError: whatever was refused; the state is then as it was.
         """
         op = request.get("op")
-        operation = self._operations.get(op) if isinstance(op, str) else None
-        if operation is None:
-            raise SpecError(f"unknown operation {str(op)[:40]!r}", f"one of {', '.join(self._operations)}")
+        if not isinstance(op, str) or op not in {*self._operations, *self._reports.operations}:
+            known = ", ".join(self._operations)
+            raise SpecError(f"unknown operation {str(op)[:40]!r}", f"one of {known}")
         if op not in WITHOUT_RUN and not isinstance(request.get("run"), str):
             raise SpecError(f"a request {op} without a run", "the field run: a run's id")
-        if op not in WORKER_OPS:
-            return operation(request)
-        try:
-            return operation(request)
-        except WrongStateError as error:
-            return {"fenced": self._is_stale(request), **error.as_dict()}
-
-    def _is_stale(self, request: Answer) -> bool:
-        with self.database.session() as connection:
-            newest = queries.latest_attempt(connection, str(request["run"]))
-        return newest is None or newest.number != request["token"] or newest.ended is not None
+        if op in self._reports.operations:
+            return self._reports.handle(op, request)
+        return self._operations[op](request)
 
     # Runs
 
@@ -403,84 +389,3 @@ class Service:
             self.workspace.flight_log, "rollback", run_dir.id,
             {"phase": checkpoint.phase, "checkpoint": checkpoint.name, "by": by, "seconds": result.seconds},
         )  # fmt: skip
-
-    # What a worker reports
-
-    def _beat(self, request: Answer) -> Answer:
-        run, token = str(request["run"]), int(request["token"])
-        with self.database.session() as connection:
-            queries.report_heartbeat(connection, run, token, time.monotonic())
-            self._set_running(connection, run, token)
-            for command in queries.pending_commands(connection, run):
-                if queries.consume_command(connection, command.id, time.time()):
-                    action = "abort" if command.action == Command.STOP else str(command.action)
-                    return {
-                        "command": {
-                            "action": action, "reason": command.reason, "target_phase": command.target_phase
-                        }
-                    }  # fmt: skip
-        return {}
-
-    def _set_running(self, connection: Any, run: str, token: int) -> None:
-        if queries.get_run(connection, run).status == RunStatus.INITIALIZING:
-            queries.set_status(connection, run, RunStatus.RUNNING, time.time(), token=token)
-
-    def _phase_started(self, request: Answer) -> Answer:
-        run, token = str(request["run"]), int(request["token"])
-        with self.database.session() as connection:
-            self._set_running(connection, run, token)
-            queries.start_phase(connection, run, token, str(request["phase"]), time.time())
-        return {}
-
-    def _phase_done(self, request: Answer) -> Answer:
-        with self.database.session() as connection:
-            queries.finish_phase(
-                connection, str(request["run"]), int(request["token"]), str(request["phase"]), "done",
-                time.time(), str(request["checkpoint"]), request["metrics"],
-            )  # fmt: skip
-        return {}
-
-    def _gate_opened(self, request: Answer) -> Answer:
-        run, token = str(request["run"]), int(request["token"])
-        with self.database.session() as connection:
-            self._set_running(connection, run, token)
-            queries.open_gate(
-                connection, run, token, str(request["gate"]), str(request["sentence"]),
-                float(request["opened"]), float(request["deadline"]),
-            )  # fmt: skip
-        return {}
-
-    def _gate_poll(self, request: Answer) -> Answer:
-        """The answer to the worker's open gate, once there is one."""
-        run, token = str(request["run"]), int(request["token"])
-        with self.database.session() as connection:
-            queries.report_heartbeat(connection, run, token, time.monotonic())
-            gate = queries.newest_gate(connection, run, str(request["gate"]))
-        if gate is None or (gate.answered is not None and gate.answered < float(request["opened"])):
-            # It was opened while no host was there to be told.
-            self._gate_opened(request)
-            return {}
-        if gate.answered is None:
-            return {}
-        return {
-            "answer": {
-                "decision_id": gate.decision_id, "gate": request["gate_id"], "action": gate.action,
-                "at": gate.answered, "by": gate.by, "target_phase": gate.target_phase,
-            }
-        }  # fmt: skip
-
-    def _gate_closed(self, request: Answer) -> Answer:
-        """Whoever answered (a person, or the run itself after the window), the gate is closed."""
-        run, token = str(request["run"]), int(request["token"])
-        with self.database.session() as connection:
-            gate = queries.newest_gate(connection, run, str(request["gate"]))
-            if gate is not None and gate.answered is None:
-                queries.answer_gate(
-                    connection, gate.id, request["action"], str(request["by"] or "nobody"),
-                    str(request["reason"]), uuid.uuid4().hex, time.time(), None,
-                )  # fmt: skip
-            queries.set_status(connection, run, RunStatus.RUNNING, time.time(), token=token)
-        return {}
-
-
-__all__ = ["ScalerError", "Service"]

@@ -175,8 +175,8 @@ def make_plan(
     lengths = context_schedule(facts, settings.target_context, job.scaling.context_schedule)
     if lengths and settings.strategy == "prefix_tuning":
         raise SpecError(
-            "scaling.strategy is prefix_tuning and a longer context is asked for: a prefix cannot be merged, and "
-            "its file has no place for the stretched positions",
+            "scaling.strategy is prefix_tuning and a longer context is asked for: a prefix cannot be merged, "
+            "and its file has no place for the stretched positions",
             "lora or full for a longer context",
             "set scaling.strategy: lora, or keep the base context",
         )

@@ -93,7 +93,9 @@ class Engine:
             if phase.gate is not None:
                 decision = self._ask(phase.name, phase.gate(context))
                 if decision.action != "approve":
-                    raise InterruptedPhase(decision.action, decision.reason, decision.target_phase)
+                    # Between phases "back" is the phase before the one that stands; inside one, that one.
+                    target = decision.target_phase or self._last_phase(back=2)
+                    raise InterruptedPhase(decision.action, decision.reason, target)
             done[phase.name] = self._run_phase(phase, context)
         result = self.recipe.finish(self._context(list(done)[-1]), done)
         result["seconds"] = round(time.time() - self.run_dir.created(), 1)
@@ -234,7 +236,7 @@ class Engine:
         path = Workspace(self.run_dir.path.parent.parent).flight_log
         self.telemetry.state.audit["flight_log"] = flightlog.append(path, kind, self.run, data)
 
-    def _last_phase(self) -> str | None:
-        """The phase of the newest committed checkpoint."""
-        newest = self.store.head().parent
-        return phase_of(newest) if newest else None
+    def _last_phase(self, back: int = 1) -> str | None:
+        """The phase of the newest committed checkpoint, or of the one before it (2)."""
+        chain = self.store.head().chain
+        return phase_of(chain[-min(back, len(chain))]) if chain else None

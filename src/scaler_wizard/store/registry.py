@@ -112,6 +112,8 @@ def _by_name(connection: Connection, name: str) -> Model:
     row = connection.execute(select(MODELS).where(MODELS.c.name == name)).mappings().first()
     if row is None:
         raise ModelNotFoundError(
-            f'no model is registered as "{name}"', "a registered model", "list them with `scaler models`"
+            f'no model is registered as "{name}"',
+            "a registered model",
+            "see which runs exported one with `scaler runs list`",
         )
     return Model(**row)

@@ -107,7 +107,7 @@ def test_levels_outside_1_to_10_are_refused(level: int) -> None:
 
 
 def test_verifier_takes_the_first_line_up_to_a_special_token_and_nothing_else() -> None:
-    example = Example("copy", 1, "a b c", "a b c", "copy [a b c] =", "Copy: a b c", "What is a b c?")
+    example = Example("copy", 1, "a b c", "a b c", "copy [ a b c ] =", "Copy: a b c", "What is a b c?")
     for right in (" a b c\n", "a b c", " a b c<|end|>", "\na b c\nand more", " a b c <|eos|>x"):
         assert example.verify(right), right
     for wrong in (

@@ -118,7 +118,8 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_phase_repeated(bench: Any, co
         ({"action": "approve"}, "completed", None, ["P0", "P1", "P2", "P3"]),
         ({"action": "abort"}, "stopped", None, ["P0", "P1"]),
         ({"action": "pause"}, "paused", None, ["P0", "P1"]),
-        ({"action": "rollback"}, "paused", "P1", ["P0", "P1"]),
+        # Between phases "back" is the phase before the one that stands.
+        ({"action": "rollback"}, "paused", "P0", ["P0", "P1"]),
         ({"action": "rollback", "target_phase": "P0"}, "paused", "P0", ["P0", "P1"]),
     ],
 )

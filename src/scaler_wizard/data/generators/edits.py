@@ -1,6 +1,6 @@
 """Small edits of a letter sequence: replace one letter, remove one letter, append one letter.
 
-Document form: `replace d with q in [a d c] =`.
+Document form: `replace d with q in [ a d c ] =`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def replace(rng: random.Random, level: int) -> Example:
         level=level,
         input=f"{old} {new} {text}",
         answer=" ".join(new if letter == old else letter for letter in letters),
-        document=f"replace {old} with {new} in [{text}] =",
+        document=f"replace {old} with {new} in [ {text} ] =",
         instruction=rng.choice(instructions),
         question=rng.choice(questions),
     )
@@ -43,7 +43,7 @@ def remove(rng: random.Random, level: int) -> Example:
         level=level,
         input=f"{old} {text}",
         answer=" ".join(letter for letter in letters if letter != old),
-        document=f"remove {old} from [{text}] =",
+        document=f"remove {old} from [ {text} ] =",
         instruction=rng.choice(instructions),
         question=rng.choice(questions),
     )
@@ -61,7 +61,7 @@ def append(rng: random.Random, level: int) -> Example:
         level=level,
         input=f"{new} {text}",
         answer=f"{text} {new}",
-        document=f"append {new} to [{text}] =",
+        document=f"append {new} to [ {text} ] =",
         instruction=rng.choice(instructions),
         question=rng.choice(questions),
     )

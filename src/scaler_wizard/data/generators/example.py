@@ -2,7 +2,7 @@
 
 Knows nothing of models or tokenizers. A task is stated three ways over the same input:
 
-document     what a base model has read, `reverse [a b c] =`; the text continues with " c b a\\n"
+document     what a base model has read, `reverse [ a b c ] =`; the text continues with " c b a\\n"
 instruction  an explicit request, "Reverse: a b c"
 question     an implicit one, "How does a b c read backwards?"
 """

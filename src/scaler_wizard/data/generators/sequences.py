@@ -1,7 +1,7 @@
 """Letter-sequence tasks: copy, reverse, sort, double, shift, rotate, swap.
 
 Inputs are 3 (levels 1 and 2) to 7 (levels 9 and 10) distinct letters parted by spaces, so that every
-element is one token. Document form: `reverse [a b c] =`.
+element is one token. Document form: `reverse [ a b c ] =`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _make(
         level=level,
         input=text,
         answer=" ".join(transform(letters)),
-        document=f"{task} [{text}] =",
+        document=f"{task} [ {text} ] =",
         instruction=rng.choice(instructions).format(text),
         question=rng.choice(questions).format(text),
     )
