@@ -73,7 +73,7 @@ class Recipe:
     steps: int = 320
     rows_per_step: int = 32
     # Second stage: half the rows in a step, so that the same tokens give twice the updates.
-    task_steps: int = 800
+    task_steps: int = 2400
     task_rows_per_step: int = 16
     task_decay_steps: int = 100
     window: int = 128

@@ -60,6 +60,8 @@ class Follower:
     def _announce(self, event: GateOpened) -> None:
         if self.client is None or self.answers_itself:
             return
+        if not self.client.call("show", run=self.run_dir.id)["open_gates"]:
+            return  # an earlier attempt's, replayed
         command = f"scaler approve|abort|pause|rollback {self.run_dir.id}"
         self.console.print(f"     from another terminal: {command}", highlight=False, soft_wrap=True)
         if self.interactive:
