@@ -162,15 +162,15 @@ class Engine:
         """Ask a person and wait; without an answer in the window the decision is to pause."""
         sentence = fit(request.sentence)
         gate = Gate(f"{phase}-{uuid.uuid4().hex[:8]}", time.time(), self.safety.gates.response_window_sec)
+        question = {
+            "gate": phase, "gate_id": gate.id, "sentence": sentence, "opened": gate.opened_at,
+            "deadline": gate.deadline,
+        }  # fmt: skip
         # The host first: whoever sees the event can answer at once.
         self.link.request("gate_opened", **question)
         self.telemetry.emit(
             GateOpened(gate=phase, sentence=sentence, deadline=gate.deadline, details=dict(request.details))
         )
-        question = {
-            "gate": phase, "gate_id": gate.id, "sentence": sentence, "opened": gate.opened_at,
-            "deadline": gate.deadline,
-        }  # fmt: skip
         decision = self._wait(gate, phase, question)
         self.telemetry.emit(
             GateClosed(
