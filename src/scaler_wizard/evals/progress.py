@@ -1,12 +1,5 @@
-"""How probes report progress: `on_progress(done, total)` in rows of the current activity. Torch-free."""
+"""How probes report progress: as all inference does. Torch-free."""
 
-from __future__ import annotations
+from scaler_wizard.inference.progress import OnProgress, no_progress
 
-from collections.abc import Callable
-from typing import TypeAlias
-
-OnProgress: TypeAlias = Callable[[int, int], None]
-
-
-def no_progress(done: int, total: int) -> None:
-    """The default progress callback."""
+__all__ = ["OnProgress", "no_progress"]
