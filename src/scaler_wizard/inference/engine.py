@@ -79,14 +79,12 @@ class Engine:
         step = DecodeStep(self._slabs, self._device)
         if not step.rows:
             return []
-        logits_BV = self._forward(
-            [row.tokens[-1] for row in step.rows], [row.cached for row in step.rows], step
-        )
-        chosen = choose_tokens(
-            logits_BV, [row.request.temperature for row in step.rows], [self._draw(row) for row in step.rows]
-        )
+        rows = step.rows
+        logits_BV = self._forward([row.tokens[-1] for row in rows], [row.cached for row in rows], step)
+        temperatures = [row.request.temperature for row in rows]
+        chosen = choose_tokens(logits_BV, temperatures, [self._draw(row) for row in rows])
         ended = []
-        for row, token in zip(step.rows, chosen, strict=True):
+        for row, token in zip(rows, chosen, strict=True):
             row.cached += 1
             result = _advance(row, token)
             if result is not None:
@@ -151,7 +149,7 @@ class Engine:
             slab.compact()
 
     def _source(self, row: Row) -> tuple[Row | None, int]:
-        """The row in the cache with the longest common prefix, and its length; (None, 0) below `MIN_SHARED`."""
+        """The row in the cache with the longest common prefix, and its length; (None, 0) if too short."""
         # The last token is always read, for its logits.
         prompt = row.tokens[: len(row.request.prompt) - 1]
         best: Row | None = None
@@ -168,7 +166,7 @@ class Engine:
         return (None, 0) if best is None else (best, longest)
 
     def _slab_for(self, needed: int) -> Slab | None:
-        """The slab of least capacity with a free slot that holds `needed` tokens, a new one, or None: full."""
+        """The smallest slab with a free slot for `needed` tokens, a new one, or None: full."""
         close = self._fitting(needed)
         if close is not None and close.capacity * MIN_FILL <= needed:
             return close
