@@ -41,7 +41,10 @@ TIE = 1e-3
 def seedling() -> Any:
     """The embedded model."""
     path = str(files("scaler_wizard").joinpath("assets/seedling"))
-    return LlamaForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    model = LlamaForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    # transformers fills in what a generation config leaves open; here all ways run to the full length.
+    model.generation_config.eos_token_id = None
+    return model
 
 
 def llama_30m() -> Any:
@@ -52,7 +55,9 @@ def llama_30m() -> Any:
         num_key_value_heads=4, vocab_size=4096, max_position_embeddings=1024, initializer_range=0.05,
         tie_word_embeddings=False,
     )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(config).eval()
+    model.generation_config.eos_token_id = None
+    return model
 
 
 MODELS: dict[str, Callable[[], Any]] = {"seedling": seedling, "llama-30m": llama_30m}
@@ -74,9 +79,7 @@ def requests_for(model: Any, prefix: int = 0) -> list[Request]:
 
 def settings(n_new: int) -> GenerationConfig:
     """Greedy, always to the full length."""
-    return GenerationConfig(
-        max_new_tokens=n_new, min_new_tokens=None, do_sample=False, eos_token_id=None, pad_token_id=0
-    )
+    return GenerationConfig(max_new_tokens=n_new, do_sample=False, eos_token_id=None, pad_token_id=0)
 
 
 def ours(model: Any, requests: Sequence[Request]) -> list[list[int]]:
