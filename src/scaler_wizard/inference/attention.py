@@ -66,6 +66,7 @@ def slot_attention(
     assert slots is not None, f"{type(module).__name__} did not receive its slots"
     assert attention_mask is None, "slots know their own masks"
     assert options.get("s_aux") is None, "attention with sinks is not plain softmax"
+    assert options.get("position_bias") is None, "attention with a position bias is not plain softmax"
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     return slots.attend(layer, query, key, value, Scores(scaling, sliding_window, softcap)), None
 
@@ -78,11 +79,14 @@ def supports_slots(model: nn.Module) -> bool:
     """Whether a model's layers are causal softmax attention that reaches this function.
 
     Others run whole rows (`whole_rows`): length-dependent rotary frequencies, prefix tuning, attention sinks,
-    chunked or linear attention, and models with attention code of their own.
+    chunked or linear attention, recurrent states, and models with attention code of their own.
     """
     config: Any = getattr(model, "config", None)
+    decoder = base_model(model)
     return (
-        bool(getattr(base_model(model), "_supports_attention_backend", False))
+        bool(getattr(decoder, "_supports_attention_backend", False))
+        and not getattr(decoder, "_is_stateful", False)
+        and not getattr(config, "is_encoder_decoder", False)
         and not needs_whole_rows(model)
         and getattr(config, "attention_chunk_size", None) is None
         and config.model_type != "gpt_oss"

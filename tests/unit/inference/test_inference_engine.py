@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from scaler_wizard.inference.attention import split_lengths, supports_slots
 from scaler_wizard.inference.engine import serving
@@ -71,9 +72,28 @@ def test_equals_transformers_one_by_one(kind: str) -> None:
     check(model)
 
 
+# With a window of 1, transformers' sliding cache keeps all tokens and is not its own uncached forward.
 @pytest.mark.parametrize("window", [2, 4, 16])
 def test_sliding_windows(window: int) -> None:
     check(untied("mistral", sliding_window=window))
+
+
+def test_soft_capped_scores() -> None:
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    heads = {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": 262, "sliding_window": 8}
+    config = Gemma2Config(
+        **shape,
+        **heads,
+        initializer_range=0.3,
+        attn_logit_softcapping=2.0,
+        tie_word_embeddings=False,
+        attn_implementation="eager",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Gemma2ForCausalLM(config).eval()
+    assert supports_slots(model)
+    check(model)
 
 
 @pytest.mark.parametrize("method", ["linear", "ntk", "yarn", "llama3"])
