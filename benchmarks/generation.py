@@ -20,6 +20,7 @@ import argparse
 import json
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.resources import files
@@ -185,6 +186,7 @@ def measure(model: Any, requests: Sequence[Request], names: Sequence[str], repea
                 del seconds[name]
                 continue
             seconds[name].append(time.perf_counter() - started)
+            print(f"{name}: {seconds[name][-1]:.1f} s", file=sys.stderr, flush=True)
             expected = expected or found
             result[f"{name}_ties"] = count_ties(model, requests, expected, found)
     for name, times in seconds.items():
