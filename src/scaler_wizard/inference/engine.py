@@ -5,7 +5,7 @@ prefix is read once; the last prompt token goes through the decode step of all a
 produces logits. Works for models that `supports_slots`. Knows no tokenizer and no probe.
 
 The result of a request does not depend on what runs beside it, up to the rounding of matrix products, whose
-order of summation follows the batch (fp32: about 1e-6 of a logit, never enough to matter outside of ties).
+order of summation follows the batch: two tokens whose logits differ by less than that may swap.
 """
 
 from __future__ import annotations

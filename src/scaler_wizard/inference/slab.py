@@ -108,7 +108,7 @@ def common_length(a: Sequence[int], b: Sequence[int]) -> int:
         return high
     while low + 1 < high:
         middle = (low + high) // 2
-        # Slices compare in C: a loop over tokens took ten times as long.
+        # Slices compare in C, and few of them are needed.
         if a[low:middle] == b[low:middle]:
             low = middle
         else:
