@@ -28,7 +28,7 @@ SOURCE = ROOT / "src" / "scaler_wizard"
 PACKAGE = SOURCE.name
 # Downward: a room imports only rooms after it.
 ORDER = (
-    "cli", "jobs", "recipes", "runs", "evals", "training", "losses", "models", "data",
+    "cli", "jobs", "recipes", "runs", "evals", "inference", "training", "losses", "models", "data",
     "report", "safety", "planning", "store", "specs", "errors",
 )  # fmt: skip
 LIBRARY = {"runner", "assets"}  # top level: runner.py is the library's door, assets holds files only

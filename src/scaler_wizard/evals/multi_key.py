@@ -9,7 +9,6 @@ from torch import nn
 
 from scaler_wizard.data.generators.needles import NeedleExample, fact_line, multi_key_needle
 from scaler_wizard.evals.documents import prefix_ids
-from scaler_wizard.evals.progress import OnProgress, no_progress
 from scaler_wizard.evals.results import MultiKeyResult, Proportion
 from scaler_wizard.evals.retrieval import (
     RetrievalItem,
@@ -23,6 +22,7 @@ from scaler_wizard.evals.retrieval import (
 )
 from scaler_wizard.evals.settings import ProbeSettings
 from scaler_wizard.evals.tokenizing import Tokenizer
+from scaler_wizard.inference.progress import OnProgress, no_progress
 
 _FACT_OPENING = fact_line("key", "value").split()[0]
 

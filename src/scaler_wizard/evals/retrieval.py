@@ -24,10 +24,10 @@ from scaler_wizard.data.generators.words import VALUES, single_token_words
 from scaler_wizard.errors import EmptyDataError, IncompatibleModelError
 from scaler_wizard.evals.common_words import COMMON_WORDS
 from scaler_wizard.evals.documents import last_window, prefix_ids, text_ids, token_stream
-from scaler_wizard.evals.forward import score_positions
-from scaler_wizard.evals.progress import OnProgress, no_progress
 from scaler_wizard.evals.settings import ProbeSettings, Scoring
 from scaler_wizard.evals.tokenizing import Tokenizer
+from scaler_wizard.inference.progress import OnProgress, no_progress
+from scaler_wizard.inference.scoring import score_positions
 
 MIN_WORDS = 16
 MAX_WORDS = 64

@@ -13,7 +13,6 @@ from scaler_wizard.evals.context_gate import ContextMeasurements
 from scaler_wizard.evals.multi_key import multi_key_probe
 from scaler_wizard.evals.needle import needle_probe
 from scaler_wizard.evals.nll import base_window_losses, same_target_nll, short_context_nll
-from scaler_wizard.evals.progress import OnProgress
 from scaler_wizard.evals.qa import qa_probe
 from scaler_wizard.evals.recency import recency_probe
 from scaler_wizard.evals.results import NeedleResult, ProbeResult, RecencyResult, ShortNllResult
@@ -21,6 +20,7 @@ from scaler_wizard.evals.sanity import sanity_probe
 from scaler_wizard.evals.settings import ProbeSettings
 from scaler_wizard.evals.tasks import TaskRow, task_probe
 from scaler_wizard.evals.tokenizing import Tokenizer
+from scaler_wizard.inference.progress import OnProgress
 from scaler_wizard.specs.grow import EvaluationSection
 
 Losses = list[list[float]]

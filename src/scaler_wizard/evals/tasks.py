@@ -20,10 +20,10 @@ from scaler_wizard.data.generators.example import Example
 from scaler_wizard.errors import EmptyDataError
 from scaler_wizard.evals.documents import text_ids
 from scaler_wizard.evals.generation import generate_batch
-from scaler_wizard.evals.progress import OnProgress, no_progress
 from scaler_wizard.evals.results import Proportion, TaskResult
 from scaler_wizard.evals.settings import ProbeSettings
 from scaler_wizard.evals.tokenizing import Tokenizer
+from scaler_wizard.inference.progress import OnProgress, no_progress
 
 MAX_REFERENCE_CHARACTERS = 64
 SHOWN_SAMPLES = 12

@@ -7,8 +7,8 @@ import pytest
 import torch
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 
-from scaler_wizard.evals.forward import score_positions, score_targets
-from scaler_wizard.evals.modes import InferenceLimits
+from scaler_wizard.inference.modes import InferenceLimits
+from scaler_wizard.inference.scoring import score_positions, score_targets
 from scaler_wizard.models.rope import RopeSetting, apply_rope
 from scaler_wizard.models.tiny import tiny_model
 

@@ -8,7 +8,7 @@ import torch
 from peft import PrefixTuningConfig, get_peft_model
 
 from scaler_wizard.evals.generation import generate_batch, stop_token_ids
-from scaler_wizard.evals.modes import InferenceLimits
+from scaler_wizard.inference.modes import InferenceLimits
 from scaler_wizard.models.rope import RopeSetting, apply_rope
 from scaler_wizard.models.tiny import tiny_model, tiny_tokenizer
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scaler_wizard.evals.modes import (
+from scaler_wizard.inference.modes import (
     DEFAULT_LIMITS,
     InferenceLimits,
     device_of,
@@ -24,7 +24,7 @@ from scaler_wizard.evals.modes import (
     reset_rotary,
     vocabulary_size,
 )
-from scaler_wizard.evals.progress import OnProgress, no_progress
+from scaler_wizard.inference.progress import OnProgress, no_progress
 
 # Rows share a batch when the shortest is at least this share of the longest: at most a fifth is padding.
 MIN_FILL = 0.8

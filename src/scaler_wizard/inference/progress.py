@@ -1,4 +1,4 @@
-"""How probes report progress: `on_progress(done, total)` in rows of the current activity. Torch-free."""
+"""How long inference reports progress: `on_progress(done, total)` in requests or rows. Torch-free."""
 
 from __future__ import annotations
 

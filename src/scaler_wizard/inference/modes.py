@@ -22,6 +22,10 @@ class InferenceLimits:
     """Most tokens (rows x longest row) of a batch; a single longer row still runs, in chunks."""
     chunk_tokens: int = 2048
     """Most new tokens of one row in one forward pass; longer rows are prefilled through the KV cache."""
+    cache_tokens: int = 32768
+    """Most KV positions that generation reserves at once; a single longer request still runs."""
+    max_rows: int = 64
+    """Most requests that generate at once."""
     logit_elements: int = 2**26
     """Most logits (rows x positions x vocabulary) of one forward pass; 256 MiB in fp32."""
 
