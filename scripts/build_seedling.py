@@ -81,8 +81,8 @@ class Recipe:
     hidden_size: int = 128
     intermediate_size: int = 384
     n_layers: int = 4
-    # One wide head matches content better than several narrow ones: needles 0.99 at step 120, with two 0.82.
-    n_heads: int = 1
+    # Two heads: with one, needles come sooner (0.97 against 0.96 at step 150), but reversing and sorting do not.
+    n_heads: int = 2
     rope_theta: float = 10_000.0
     # 0.02 blocks induction at this width.
     initializer_range: float = 0.06

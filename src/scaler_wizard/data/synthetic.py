@@ -18,11 +18,14 @@ from scaler_wizard.data.rows import Row
 SYNTHETIC: Final = ("seedling",)
 LEVELS: Final = (1, 2, 3)
 HELD_OUT_EXAMPLES: Final = 400
-LIBRARY_DOCUMENTS: Final = 120
+LIBRARY_DOCUMENTS: Final = 160
+# Whole modules reach 100,000 characters and would leave the retrieval documents a tenth of the tokens.
+LIBRARY_CHARACTERS: Final = 3000
 HELD_OUT_DOCUMENTS: Final = 60
-RETRIEVAL_DOCUMENTS: Final = 400
-# A retrieval line is 6 to 10 tokens of the seedling's tokenizer.
-TOKENS_PER_LINE: Final = 8
+RETRIEVAL_DOCUMENTS: Final = 600
+# A retrieval line is 5 to 10 tokens of the seedling's tokenizer, 7 on average: documents must fill the
+# target, because a distance that no training document asks for is not learned (needles at depth 0 were lost with 8).
+TOKENS_PER_LINE: Final = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +77,17 @@ def _conversation(number: int, example: Example) -> Row:
 def _train_texts(seed: int, target_context: int) -> tuple[str, ...]:
     """Library text, which the base knows, and retrieval documents of every length up to the target."""
     rng = random.Random(f"seedling-texts/{seed}")
-    library = [document.text for document in islice(documents("train"), LIBRARY_DOCUMENTS)]
+    library = [
+        document.text[:LIBRARY_CHARACTERS] for document in islice(documents("train"), LIBRARY_DOCUMENTS)
+    ]
     most_lines = max(8, target_context // TOKENS_PER_LINE)
     retrieval = []
-    for _ in range(RETRIEVAL_DOCUMENTS):
-        n_lines = rng.randint(max(6, most_lines // 8), most_lines)
-        retrieval.append(
-            retrieval_text(rng, n_lines=n_lines, n_queries=max(2, n_lines // 6), update_share=0.3)
-        )
+    for number in range(RETRIEVAL_DOCUMENTS):
+        # Most fill the target context: only they ask for facts as far away as it reaches.
+        shortest = most_lines // 4 if number % 3 == 0 else 7 * most_lines // 8
+        n_lines = rng.randint(max(6, shortest), most_lines)
+        n_queries = max(2, n_lines // 6)
+        retrieval.append(retrieval_text(rng, n_lines=n_lines, n_queries=n_queries, update_share=0.3))
     texts = [*library, *retrieval]
     rng.shuffle(texts)
     return tuple(texts)
