@@ -7,11 +7,11 @@ READY := $(VENV)/.ready
 .PHONY: help setup demo test check bench seedling docs clean
 
 help:
-	@echo "make demo     grow the embedded model through all phases (about 2 minutes after the install)"
+	@echo "make demo     grow the embedded model through all phases (two to three minutes after the install)"
 	@echo "make test     run the tests"
 	@echo "make check    ruff, mypy --strict, generated documents, tests"
 	@echo "make bench    run every benchmark; each prints one JSON object on its last line"
-	@echo "make seedling rebuild the embedded model (about 10 minutes) into build/seedling"
+	@echo "make seedling rebuild the embedded model (about 15 CPU-minutes) into build/seedling"
 	@echo "make docs     regenerate schemas and the job reference"
 
 setup: $(READY)

@@ -171,5 +171,5 @@ def test_held_out_perplexity_is_near_the_recorded_one_and_context_helps() -> Non
         logits = model(input_ids=rows[:, :-1]).logits
     nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), rows[:, 1:], reduction="none")
     # Other Python versions have another corpus, and this is a sample of it: hence the band.
-    assert nll.mean().item() == pytest.approx(EVALUATION["corpus"]["nll"], abs=0.75)
+    assert nll.mean().item() == pytest.approx(EVALUATION["corpus"]["nll"], abs=0.35)
     assert nll[:, -64:].mean() < nll[:, :32].mean()

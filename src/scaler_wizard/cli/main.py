@@ -20,7 +20,7 @@ from scaler_wizard.errors import ScalerError
 
 # name -> (module[:attribute], one line for --help)
 COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("demo", "Grow the embedded model through all phases; about two minutes, offline."),
+    "demo": ("demo", "Grow the embedded model through all phases; two to three minutes, offline."),
     "init": ("init", "Write a job file for your own model and data."),
     "recommend": ("recommend", "Which template suits your wish, your model and this machine."),
     "plan": ("plan", "Show phases, memory, time and a sample of the data; loads no weights."),
