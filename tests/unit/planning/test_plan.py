@@ -162,7 +162,7 @@ def test_checkpointing_only_when_needed_or_asked(llama_1b: ModelFacts) -> None:
 
 
 def test_teacher_counts_in_the_last_phase(tiny: ModelFacts, llama_1b: ModelFacts) -> None:
-    asked = job(scaling={"distillation": {"teacher": "t"}})
+    asked = job(scaling={"distillation": {"teacher": "t"}}, training={"final_steps": 10})
     plan = make_plan(asked, FAKES["a100_80gb"], tiny, teacher=llama_1b)
     assert plan.phase("P4").memory.line("teacher").bytes == 4 * llama_1b.parameters
     assert "teacher" not in [line.name for line in plan.phase("P1").memory.lines]
@@ -178,6 +178,8 @@ def test_teacher_counts_in_the_last_phase(tiny: ModelFacts, llama_1b: ModelFacts
 def test_json_round_trip_and_width(
     tiny: ModelFacts, name: str, strategy: str, target: int | None, template: str | None
 ) -> None:
+    if strategy == "prefix_tuning":  # refused for a longer context
+        target, template = None, None
     scaling = {"strategy": strategy, "target_context": target, "template": template}
     plan = make_plan(job(scaling=scaling), FAKES[name], tiny)
     assert Plan.from_dict(json.loads(json.dumps(plan.as_dict()))) == plan
@@ -187,6 +189,17 @@ def test_json_round_trip_and_width(
     for phase in plan.phases:
         assert f"{phase.name} " in text
     assert all(phase.memory.total <= plan.memory_limit for phase in plan.phases)
+
+
+def test_a_prefix_cannot_go_with_a_longer_context(tiny: ModelFacts) -> None:
+    asked = job(scaling={"strategy": "prefix_tuning", "target_context": 256})
+    with pytest.raises(SpecError, match="prefix_tuning"):
+        make_plan(asked, FAKES["two_cores"], tiny)
+
+
+def test_a_teacher_without_steps_is_refused(tiny: ModelFacts) -> None:
+    with pytest.raises(SpecError, match="final_steps is 0"):
+        make_plan(job(scaling={"distillation": {"teacher": "t"}}), FAKES["two_cores"], tiny)
 
 
 def test_a_broken_plan_file_is_refused() -> None:
