@@ -221,7 +221,7 @@ def write_messages(path: Path, rows: int = 60) -> Path:
     return path
 
 
-def write_texts(path: Path, texts: int = 30, seed: int = 3) -> Path:
+def write_texts(path: Path, texts: int = 80, seed: int = 3) -> Path:
     """Plain texts of about 700 tokens each, one a line, to measure the context on."""
     rng = random.Random(seed)
     lines = (" ".join(filler_line(rng).strip() for _ in range(60)) for _ in range(texts))

@@ -85,7 +85,10 @@ def test_the_embedded_model_from_p0_to_p4_with_the_real_worker(
     assert result["rope"] == {"method": "dynamic", "factor": 2.0}
 
     steps = harness.events(run, "step")
-    assert [(event.phase, event.step) for event in steps] == [("P1", 1), ("P1", 2)]
+    assert [event.step for event in steps if event.phase == "P1"] == [1, 2]
+    # Whether the longer context passes untrained is the model's matter; that it is counted right is ours.
+    longer = next(phase for phase in result["phases"] if phase["phase"] == "P2")
+    assert len([event for event in steps if event.phase == "P2"]) == longer["steps"]
     assert [event.phase for event in harness.events(run, "phase_done")] == ["P0", "P1", "P2", "P4"]
     assert [event.gate for event in harness.events(run, "gate_opened")] == ["P2", "P4"]
     assert {event.by for event in harness.events(run, "gate_closed")} == {"the run itself (auto_approve)"}

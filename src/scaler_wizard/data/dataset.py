@@ -16,7 +16,7 @@ from scaler_wizard.data.generators import Example
 from scaler_wizard.data.hub import read_hub_rows
 from scaler_wizard.data.readers import read_rows
 from scaler_wizard.data.rows import BadRows, Row
-from scaler_wizard.data.split import split_rows
+from scaler_wizard.data.split import split_rows, split_share
 from scaler_wizard.data.synthetic import SYNTHETIC, seedling_rows
 from scaler_wizard.errors import FormatError, RowError, SpecError
 from scaler_wizard.specs.grow import DatasetSection
@@ -78,7 +78,8 @@ def load_dataset(section: DatasetSection, seed: int, target_context: int) -> Dat
             f"rows in {section.format} format", "set dataset.format: auto, or convert the file",
         )  # fmt: skip
     everything = itertools.chain(head, rows)
-    split = split_rows(everything, section.holdout_fraction, seed)
+    divide = split_share if found == "text" else split_rows
+    split = divide(everything, section.holdout_fraction, seed)
     train_texts, held_out_texts = _texts(section, seed)
     if found == "text" and not section.text_file:
         train_texts = tuple(str(row.value["text"]) for row in split.train if _is_text(row))
@@ -110,7 +111,7 @@ def _texts(section: DatasetSection, seed: int) -> tuple[tuple[str, ...], tuple[s
         raise FormatError(
             f"{section.text_file} is in {found} format", "plain text", "name a .txt file as dataset.text_file"
         )
-    split = split_rows(rows, max(section.holdout_fraction, 0.1), seed)
+    split = split_share(rows, max(section.holdout_fraction, 0.1), seed)
     return tuple(str(row.value["text"]) for row in split.train), tuple(
         str(row.value["text"]) for row in split.held_out
     )

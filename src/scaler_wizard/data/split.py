@@ -53,3 +53,25 @@ def split_rows(rows: Iterable[Row], holdout_fraction: float, seed: int = 0) -> R
         train=tuple(row for position, row in placed if position >= threshold),
         held_out=tuple(row for position, row in placed if position < threshold),
     )
+
+
+def split_share(rows: Iterable[Row], holdout_fraction: float, seed: int = 0) -> RowSplit:
+    """Hold out that share of the rows, to within one row, chosen by content.
+
+    For texts cut into a few dozen pieces, where `split_rows` may by chance hold out one or half of them; what
+    a piece's side is then depends on the other pieces too.
+
+    Raises:
+        EmptyDataError: fewer than two different rows.
+    """
+    placed = sorted(((row_position(row, seed), row.number, row) for row in rows), key=lambda item: item[:2])
+    wanted = max(1, round(holdout_fraction * len(placed)))
+    threshold = placed[min(wanted, len(placed)) - 1][0] if placed else 0.0
+    held_out = [row for position, _, row in placed if position <= threshold]
+    train = [row for position, _, row in placed if position > threshold]
+    if not held_out or not train:
+        return split_rows([row for _, _, row in placed], holdout_fraction, seed)
+    return RowSplit(
+        train=tuple(sorted(train, key=lambda row: row.number)),
+        held_out=tuple(sorted(held_out, key=lambda row: row.number)),
+    )

@@ -24,7 +24,7 @@ LIBRARY_CHARACTERS: Final = 3000
 HELD_OUT_DOCUMENTS: Final = 60
 RETRIEVAL_DOCUMENTS: Final = 600
 # A retrieval line is 5 to 10 tokens of the seedling's tokenizer, 7 on average: documents must fill the
-# target, because a distance that no training document asks for is not learned (needles at depth 0 were lost with 8).
+# target: a distance that no training document asks for is not learned (with 8, depth 0 was lost).
 TOKENS_PER_LINE: Final = 7
 
 

@@ -20,16 +20,16 @@ from scaler_wizard.data.generators.words import ADJECTIVES, KEYS, LETTERS, NOUNS
 
 # One row per task, answered by hand: the generators may not mark their own work.
 ANSWERED_BY_HAND = {
-    "copy [q a z] =": "q a z",
-    "reverse [q a z] =": "z a q",
-    "sort [q a z] =": "a q z",
-    "double [q a z] =": "q q a a z z",
-    "shift [q a z] =": "r b a",
-    "rotate [q a z] =": "a z q",
-    "swap [q a z b] =": "b a z q",
-    "replace a with m in [q a z] =": "q m z",
-    "remove a from [q a z] =": "q z",
-    "append m to [q a z] =": "q a z m",
+    "copy [ q a z ] =": "q a z",
+    "reverse [ q a z ] =": "z a q",
+    "sort [ q a z ] =": "a q z",
+    "double [ q a z ] =": "q q a a z z",
+    "shift [ q a z ] =": "r b a",
+    "rotate [ q a z ] =": "a z q",
+    "swap [ q a z b ] =": "b a z q",
+    "replace a with m in [ q a z ] =": "q m z",
+    "remove a from [ q a z ] =": "q z",
+    "append m to [ q a z ] =": "q a z m",
 }
 
 
