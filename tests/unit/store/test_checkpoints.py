@@ -92,10 +92,15 @@ def damage_edit(path):
     path.write_text(path.read_text().replace('"step": 1', '"step": 2'))
 
 
+def extend(path: Path) -> None:
+    with path.open("a") as file:
+        file.write("x")
+
+
 DAMAGES = {
     "flip": lambda c: damage_flip(c / "adapter" / "model.safetensors"),
     "truncate": lambda c: os.truncate(c / "adapter" / "model.safetensors", 3),
-    "extend": lambda c: (c / "adapter" / "model.safetensors").open("a").write("x"),
+    "extend": lambda c: extend(c / "adapter" / "model.safetensors"),
     "missing": lambda c: (c / "adapter" / "model.safetensors").unlink(),
     "extra": lambda c: (c / "more").write_text("x"),
     "link": lambda c: (c / "link").symlink_to("/etc/passwd"),
