@@ -19,10 +19,9 @@ from scaler_wizard.planning.locate import resolve_model
 from scaler_wizard.planning.plan import Plan, make_plan
 from scaler_wizard.planning.templates import load_templates
 from scaler_wizard.specs.grow import GrowJob
+from scaler_wizard.specs.job import parse_job as parse_any_job
 from scaler_wizard.specs.yaml_io import read_yaml
 from scaler_wizard.store.workspace import Workspace
-
-SPECS: dict[str, type[GrowJob]] = {"grow": GrowJob}
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,13 @@ def parse_job(value: dict[str, Any], folder: Path) -> GrowJob:
     Raises:
         SpecError: an unknown recipe, or anything the spec refuses.
     """
-    recipe = value.get("recipe", "grow")
-    if recipe not in SPECS:
-        raise SpecError(f'recipe is "{recipe}"', f"one of {', '.join(SPECS)}", "correct the key recipe")
-    return _absolute(SPECS[recipe].parse(value), folder)
+    job = parse_any_job(value)
+    if not isinstance(job, GrowJob):
+        raise SpecError(
+            f"a job file of recipe {job.recipe}", "recipe grow",
+            "files of a continual model go into the inbox of `scaler daemon start`",
+        )  # fmt: skip
+    return _absolute(job, folder)
 
 
 def _absolute(job: GrowJob, folder: Path) -> GrowJob:

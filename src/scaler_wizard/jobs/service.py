@@ -32,7 +32,7 @@ from scaler_wizard.jobs.reports import WorkerReports
 from scaler_wizard.planning.plan import Plan
 from scaler_wizard.safety.contract import check_job, job_hash
 from scaler_wizard.specs.events import RolledBack
-from scaler_wizard.specs.grow import GrowJob
+from scaler_wizard.specs.job import parse_job
 from scaler_wizard.store import flightlog, queries, registry
 from scaler_wizard.store.checkpoints import CheckpointStore, RollbackResult
 from scaler_wizard.store.database import Database
@@ -107,7 +107,7 @@ class Service:
 
     def _create(self, request: Answer) -> Answer:
         """Queue a signed job: {job, plan} -> {run}."""
-        job = GrowJob.parse(request.get("job"))
+        job = parse_job(request.get("job"))
         signed = check_job(job)
         plan = Plan.from_dict(request.get("plan"))
         run_dir = self.workspace.new_run_dir(job.name)
@@ -144,7 +144,7 @@ class Service:
                 queries.consume_command(connection, command.id, time.time())
             host = Host(socket.gethostname()[:255], os.getpid(), boot_id())
             attempt = queries.start_attempt(connection, run.id, host, time.time())
-            offline = run.job["dataset"]["source"] != "huggingface_hub"
+            offline = run.job.get("dataset", {}).get("source") != "huggingface_hub"
             worker = start_worker(run_dir, run.id, attempt.number, self.workspace.socket, offline=offline)
             queries.record_worker(connection, run.id, attempt.number, worker.pid)
         self._workers[run.id] = worker

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from scaler_wizard.planning.plan import Plan
 from scaler_wizard.recipes.grow import GrowRecipe
 from scaler_wizard.runs.phase import Recipe
-from scaler_wizard.specs.grow import GrowJob
 from scaler_wizard.store.rundir import RunDir
 
-RECIPES: dict[str, Callable[[GrowJob, Plan, RunDir], Recipe]] = {"grow": GrowRecipe}
+# Each takes the job of its own recipe, as `specs.job.parse_job` made it.
+RECIPES: dict[str, Callable[[Any, Plan, RunDir], Recipe]] = {"grow": GrowRecipe}

@@ -26,7 +26,7 @@ from scaler_wizard.runs.link import HostLink
 from scaler_wizard.runs.memory import device_memory_limit
 from scaler_wizard.runs.telemetry import Telemetry
 from scaler_wizard.safety.contract import check_job
-from scaler_wizard.specs.grow import GrowJob
+from scaler_wizard.specs.job import parse_job
 from scaler_wizard.store.rundir import ExitStatus, RunDir
 from scaler_wizard.training.memory import memory_bytes
 
@@ -72,7 +72,7 @@ def _attempt(run_dir: RunDir, run: str, attempt: int, link: HostLink) -> Outcome
 
 
 def _execute(run_dir: RunDir, run: str, attempt: int, link: HostLink) -> Outcome:
-    job = GrowJob.parse(run_dir.job())
+    job = parse_job(run_dir.job())
     signed = check_job(job)
     plan = Plan.from_dict(run_dir.plan() or {})
     device = torch.device(plan.device)

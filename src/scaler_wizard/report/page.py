@@ -27,7 +27,7 @@ from scaler_wizard.report.timeline import timeline
 from scaler_wizard.report.values import MAX_TEXT, items, mapping, number, text, whole
 from scaler_wizard.safety.contract import contract_hash, job_hash
 from scaler_wizard.specs.contract import Contract
-from scaler_wizard.specs.grow import GrowJob
+from scaler_wizard.specs.job import parse_job
 from scaler_wizard.store.durable import write_atomic
 from scaler_wizard.store.rundir import RunDir
 
@@ -182,7 +182,7 @@ def _contract(record: Record) -> Facts:
         contract = Contract.parse(dict(raw), "contract")
         facts.append(("contract SHA-256", contract_hash(contract)))
         facts.append(("job SHA-256", contract.job_hash))
-        actual = job_hash(GrowJob.parse(dict(record.job)))
+        actual = job_hash(parse_job(dict(record.job)))
         same = "the job is the one that was signed" if actual == contract.job_hash else (
             f"the stored job does not match: its hash is {actual}"
         )  # fmt: skip

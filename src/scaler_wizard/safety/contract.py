@@ -12,9 +12,10 @@ import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from scaler_wizard.errors import ContractNotAcceptedError
+from scaler_wizard.specs.continual import LEARNING_SECTIONS, ContinualConfig, ContinualJob
 from scaler_wizard.specs.contract import CONTRACT_VERSION, SIGNOFF, Contract
 from scaler_wizard.specs.grow import GrowJob
 
@@ -40,13 +41,22 @@ class SignedContract:
     """SHA-256 of the contract's canonical JSON, stored with the run."""
 
 
-def job_hash(job: GrowJob) -> str:
-    """SHA-256 (hex) of the job's canonical JSON without its contract.
+Signable = GrowJob | ContinualJob | ContinualConfig
+_Job = TypeVar("_Job", GrowJob, ContinualJob, ContinualConfig)
+
+
+def job_hash(job: Signable) -> str:
+    """SHA-256 (hex) of the canonical JSON of what is signed: a job without its contract.
+
+    Of a continual job or config the learning sections: one signature covers every file.
 
     Defaults are part of what is hashed: a release that changes a default changes what would be run, and
     so needs a new signature.
     """
-    return _sha256(job.model_dump(mode="json", by_alias=True, exclude={"contract"}))
+    if isinstance(job, GrowJob):
+        return _sha256(job.model_dump(mode="json", by_alias=True, exclude={"contract"}))
+    signed = job.model_dump(mode="json", by_alias=True, include=set(LEARNING_SECTIONS))
+    return _sha256({"recipe": "continual", **signed})
 
 
 def contract_hash(contract: Contract) -> str:
@@ -94,13 +104,19 @@ def check_contract(
     return SignedContract(contract, approved_at, contract_hash(contract))
 
 
-def check_job(job: GrowJob, *, now: datetime | None = None) -> SignedContract:
+def check_job(job: Signable, *, now: datetime | None = None) -> SignedContract:
     """`check_contract` for a whole job; same errors."""
     return check_contract(job.contract, job_hash(job), now=now, remote_code=job.model.trust_remote_code)
 
 
-def default_scope(job: GrowJob) -> str:
+def default_scope(job: Signable) -> str:
     """One sentence that says what the job may do. Never mentions remote code: a person writes that."""
+    if not isinstance(job, GrowJob):
+        return (
+            f"Train {job.model.base_model} ({job.lineage.strategy}) on every file put into the inbox, as "
+            f"lineage {job.lineage.model_name}; a version that got worse is held back; at most 90% of "
+            "available memory."
+        )
     context = job.scaling.target_context
     reach = f"to a context of {context:,} tokens" if context else "at its own context length"
     return (
@@ -110,7 +126,7 @@ def default_scope(job: GrowJob) -> str:
 
 
 def sign(
-    job: GrowJob,
+    job: _Job,
     authorized_by: str,
     scope: str | None,
     rollback_plan: str | None,
@@ -118,7 +134,7 @@ def sign(
     session_id: str,
     *,
     signoff: str = SIGNOFF,
-) -> GrowJob:
+) -> _Job:
     """The same job with a filled contract; what a person typed as `signoff` must be the exact sentence.
 
     Raises:

@@ -10,6 +10,8 @@ from scaler_wizard.store.states import Command, RunStatus
 
 PhaseStatus = Literal["running", "done", "failed", "rolled_back"]
 GateAction = Literal["approve", "abort", "rollback", "pause"]
+VersionStatus = Literal["current", "superseded", "held", "deleted"]
+"""held: trained, but worse than the one before with confidence; it is kept and not gone on from."""
 ModelKind = Literal["base", "adapter", "merged", "tokenizer"]
 
 
@@ -28,6 +30,10 @@ class NewRun:
     """Higher ones start first."""
     not_before: float = 0.0
     """Unix time before which it does not start."""
+    dedup_key: str | None = None
+    """What makes two jobs the same one (the hash of a dropped file); None where nothing does."""
+    lineage: str | None = None
+    """The model lineage it continues: such runs follow each other."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,10 @@ class Run:
     host_boot_id: str | None
     error: str | None
     advice: str | None
+    dedup_key: str | None = None
+    lineage: str | None = None
+    retries: int = 0
+    """Times it was queued again after it had failed."""
 
 
 @dataclass(frozen=True)
@@ -145,5 +155,27 @@ class Model:
     sha256: str
     run_id: str | None
     parent_id: int | None
+    created: float
+    metrics: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a model lineage."""
+
+    id: int
+    lineage: str
+    number: int
+    """Shown as v001, v002..."""
+    status: VersionStatus
+    path: str
+    """Its folder under models/."""
+    sha256: str
+    """Content hash of the folder."""
+    parent_id: int | None
+    """The version it was trained from."""
+    run_id: str | None
+    """The run that made it."""
+    description: str
     created: float
     metrics: Mapping[str, Any]

@@ -17,6 +17,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UniqueConstraint,
 )
 
 METADATA = MetaData(
@@ -58,7 +59,11 @@ RUNS = Table(
     Column("host_boot_id", String(36)),
     Column("error", Text),
     Column("advice", Text),
+    Column("dedup_key", NAME),
+    Column("lineage", NAME),
+    Column("retries", Integer, nullable=False, server_default="0"),
     Index(None, "status", "priority", "created"),
+    Index(None, "dedup_key"),
 )  # fmt: skip
 
 ATTEMPTS = Table(
@@ -135,4 +140,20 @@ MODELS = Table(
     Column("created", Double, nullable=False),
     Column("metrics", JSON, nullable=False),
     Index(None, "sha256"),
+)  # fmt: skip
+
+VERSIONS = Table(
+    "versions", METADATA,
+    Column("id", ROW_ID, primary_key=True),
+    Column("lineage", NAME, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("status", WORD, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("parent_id", ROW_ID, ForeignKey("versions.id")),
+    Column("run_id", NAME, ForeignKey("runs.id", ondelete="SET NULL")),
+    Column("description", Text, nullable=False),
+    Column("created", Double, nullable=False),
+    Column("metrics", JSON, nullable=False),
+    UniqueConstraint("lineage", "number"),
 )  # fmt: skip

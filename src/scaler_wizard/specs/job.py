@@ -1,0 +1,25 @@
+"""Every kind of job, by the recipe it names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scaler_wizard.errors import SpecError
+from scaler_wizard.specs.continual import ContinualJob
+from scaler_wizard.specs.grow import GrowJob
+
+Job = GrowJob | ContinualJob
+
+JOBS: dict[str, type[GrowJob] | type[ContinualJob]] = {"grow": GrowJob, "continual": ContinualJob}
+
+
+def parse_job(value: object) -> Job:
+    """Validate a mapping as the job of the recipe it names ("grow" where it names none).
+
+    Raises:
+        SpecError: no mapping, an unknown recipe, or anything the recipe's spec refuses.
+    """
+    recipe: Any = value.get("recipe", "grow") if isinstance(value, dict) else "grow"
+    if not isinstance(recipe, str) or recipe not in JOBS:
+        raise SpecError(f'recipe is "{recipe}"', f"one of {', '.join(JOBS)}", "correct the key recipe")
+    return JOBS[recipe].parse(value)
