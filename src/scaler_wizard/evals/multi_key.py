@@ -8,17 +8,18 @@ from functools import partial
 from torch import nn
 
 from scaler_wizard.data.generators.needles import NeedleExample, fact_line, multi_key_needle
-from scaler_wizard.evals.documents import prefix_ids
 from scaler_wizard.evals.results import MultiKeyResult, Proportion
 from scaler_wizard.evals.retrieval import (
     RetrievalItem,
     TextNeedles,
     generated_item,
     generated_values,
-    predict_answers,
+    predict_whole_and_truncated,
+    right_answers,
     token_counter,
     too_short,
     uses_generated_world,
+    wrong_answers,
 )
 from scaler_wizard.evals.settings import ProbeSettings
 from scaler_wizard.evals.tokenizing import Tokenizer
@@ -83,20 +84,8 @@ def multi_key_probe(
 ) -> MultiKeyResult:
     """Accuracy of retrieving the asked one of `settings.keys` needles at `settings.length`."""
     items, values = multi_key_items(tokenizer, documents, settings)
-    total = len(items) * (2 if settings.length > settings.base_length else 1)
-    answers = predict_answers(
-        model, items, values, settings.scoring, lambda done, _: on_progress(done, total)
-    )
-    right = [answer == item.answer for answer, item in zip(answers, items, strict=True)]
-    truncated = right
-    if settings.length > settings.base_length:
-        prefix = prefix_ids(tokenizer)
-        cut = [item.truncated(settings.base_length, prefix) for item in items]
-        short = predict_answers(
-            model, cut, values, settings.scoring, lambda done, _: on_progress(len(items) + done, total)
-        )
-        truncated = [answer == item.answer for answer, item in zip(short, items, strict=True)]
-    pooled, chance = Proportion.of(right), 1 / len(values)
+    answers, truncated = predict_whole_and_truncated(model, tokenizer, items, values, settings, on_progress)
+    pooled, chance = Proportion.of(right_answers(answers, items)), 1 / len(values)
     return MultiKeyResult(
         value=pooled.accuracy,
         n=pooled.n,
@@ -108,6 +97,6 @@ def multi_key_probe(
         base_length=settings.base_length,
         keys=settings.keys,
         pooled=pooled,
-        other_key=Proportion.of([answer in item.wrong for answer, item in zip(answers, items, strict=True)]),
+        other_key=Proportion.of(wrong_answers(answers, items)),
         informative=pooled.above(chance),
     )

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from torch import nn
 
 from scaler_wizard.data.generators.needles import needle_document
-from scaler_wizard.evals.documents import prefix_ids
 from scaler_wizard.evals.results import DepthAccuracy, NeedleResult, Proportion
 from scaler_wizard.evals.retrieval import (
     RetrievalItem,
     TextNeedles,
     generated_item,
     generated_values,
-    predict_answers,
+    predict_whole_and_truncated,
+    right_answers,
     token_counter,
     uses_generated_world,
 )
@@ -70,15 +70,8 @@ def needle_probe(
     chance: one over the number of values, the score of a reader who knows the format but not the document.
     """
     items, values = needle_items(tokenizer, documents, settings)
-    total = len(items) * (2 if settings.length > settings.base_length else 1)
-    found = _right(model, items, values, settings, lambda done, _: on_progress(done, total))
-    truncated = found
-    if settings.length > settings.base_length:
-        prefix = prefix_ids(tokenizer)
-        cut = [item.truncated(settings.base_length, prefix) for item in items]
-        truncated = _right(
-            model, cut, values, settings, lambda done, _: on_progress(len(items) + done, total)
-        )
+    answers, truncated = predict_whole_and_truncated(model, tokenizer, items, values, settings, on_progress)
+    found = right_answers(answers, items)
     chance = 1 / len(values)
     far = [i for i, item in enumerate(items) if item.distance + len(item.answer) > settings.base_length]
     per_depth = settings.needles_per_depth
@@ -104,14 +97,3 @@ def needle_probe(
         truncated_beyond=Proportion.of([truncated[i] for i in far]),
         informative=pooled.above(chance),
     )
-
-
-def _right(
-    model: nn.Module,
-    items: Sequence[RetrievalItem],
-    values: Sequence[tuple[int, ...]],
-    settings: ProbeSettings,
-    on_progress: OnProgress,
-) -> list[bool]:
-    answers = predict_answers(model, items, values, settings.scoring, on_progress)
-    return [answer == item.answer for answer, item in zip(answers, items, strict=True)]

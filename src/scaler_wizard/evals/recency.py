@@ -15,8 +15,10 @@ from scaler_wizard.evals.retrieval import (
     generated_item,
     generated_values,
     predict_answers,
+    right_answers,
     token_counter,
     uses_generated_world,
+    wrong_answers,
 )
 from scaler_wizard.evals.settings import ProbeSettings
 from scaler_wizard.evals.tokenizing import Tokenizer
@@ -77,7 +79,7 @@ def recency_probe(
     """
     items, values = recency_items(tokenizer, documents, settings)
     answers = predict_answers(model, items, values, settings.scoring, on_progress)
-    pooled = Proportion.of([answer == item.answer for answer, item in zip(answers, items, strict=True)])
+    pooled = Proportion.of(right_answers(answers, items))
     chance = 1 / len(values)
     return RecencyResult(
         value=pooled.accuracy,
@@ -89,6 +91,6 @@ def recency_probe(
         length=settings.length,
         updates=settings.updates,
         pooled=pooled,
-        stale=Proportion.of([answer in item.wrong for answer, item in zip(answers, items, strict=True)]),
+        stale=Proportion.of(wrong_answers(answers, items)),
         informative=pooled.above(chance),
     )

@@ -212,3 +212,41 @@ def predict_answers(
     positions = [range(len(item.prompt), len(item.prompt) + len(item.answer)) for item in items]
     scores = score_positions(model, sequences, positions, candidates=candidates, on_progress=on_progress)
     return [score.predicted for score in scores]
+
+
+def predict_whole_and_truncated(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    items: Sequence[RetrievalItem],
+    values: Sequence[tuple[int, ...]],
+    settings: ProbeSettings,
+    on_progress: OnProgress = no_progress,
+) -> tuple[list[tuple[int, ...]], list[bool]]:
+    """`predict_answers`, and which items are right when only the last `base_length` tokens are shown.
+
+    The second is what a person gets without extending anything. Where the length is the base length both
+    are the same prompts, asked once.
+    """
+    longer = settings.length > settings.base_length
+    total = len(items) * (2 if longer else 1)
+    answers = predict_answers(
+        model, items, values, settings.scoring, lambda done, _: on_progress(done, total)
+    )
+    if not longer:
+        return answers, right_answers(answers, items)
+    prefix = prefix_ids(tokenizer)
+    cut = [item.truncated(settings.base_length, prefix) for item in items]
+    short = predict_answers(
+        model, cut, values, settings.scoring, lambda done, _: on_progress(len(items) + done, total)
+    )
+    return answers, right_answers(short, items)
+
+
+def right_answers(answers: Sequence[tuple[int, ...]], items: Sequence[RetrievalItem]) -> list[bool]:
+    """Which predictions equal their item's answer."""
+    return [answer == item.answer for answer, item in zip(answers, items, strict=True)]
+
+
+def wrong_answers(answers: Sequence[tuple[int, ...]], items: Sequence[RetrievalItem]) -> list[bool]:
+    """Which predictions are one of their item's wrong answers worth counting."""
+    return [answer in item.wrong for answer, item in zip(answers, items, strict=True)]
