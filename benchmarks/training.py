@@ -80,9 +80,8 @@ def flops_per_token() -> float:
 
 
 def run_ours(steps: int, fast: bool) -> dict[str, Any]:
-    """Our loop as recipes call it; `fast=False` is the same loop over PEFT's and transformers' own layers."""
+    """Our loop as recipes call it; `fast=False` is the same loop over the layers of PEFT and transformers."""
     import numpy as np
-    import torch
 
     from scaler_wizard.data.batches import Step, collate, pack
     from scaler_wizard.data.token_rows import TokenRow
@@ -105,7 +104,7 @@ def run_ours(steps: int, fast: bool) -> dict[str, Any]:
     model = build_model("bfloat16")
     settings = TrainSettings(
         total_steps=ROWS // ROWS_PER_STEP, learning_rate=LEARNING_RATE, warmup_fraction=0.0,
-        schedule="linear",
+        schedule="linear", fused=fast,
     )  # fmt: skip
     losses, tokens, seconds = [], [], []
     started = time.perf_counter()
@@ -117,7 +116,6 @@ def run_ours(steps: int, fast: bool) -> dict[str, Any]:
         if result.step > steps:
             break
         started = time.perf_counter()
-    del torch
     return {"tokens": sum(tokens[1:]), "seconds": sum(seconds[1:]), "losses": losses}
 
 
@@ -155,7 +153,11 @@ def run_trl(steps: int, best: bool) -> dict[str, Any]:
 
     options: dict[str, Any] = {"train_sampling_strategy": "sequential"}
     if best:
-        options = {"bf16": False, "gradient_checkpointing": False, "train_sampling_strategy": "group_by_length"}
+        options = {
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "train_sampling_strategy": "group_by_length",
+        }
     with tempfile.TemporaryDirectory() as folder:
         trainer = Counting(
             model=build_model("bfloat16" if best else "float32"),
@@ -293,8 +295,15 @@ def main() -> None:
                 if name == "probe"
                 else f"{result['tokens'] / result['seconds']:.0f} tokens/s"
             )
-            print(f"round {number + 1}  {name:12} {said}, peak {result['peak_bytes'] / 1e9:.2f} GB", flush=True)
-    found = {"threads": arguments.threads, "rounds": arguments.rounds, "steps": arguments.steps, **summary(turns)}
+            print(
+                f"round {number + 1}  {name:12} {said}, peak {result['peak_bytes'] / 1e9:.2f} GB", flush=True
+            )
+    found = {
+        "threads": arguments.threads,
+        "rounds": arguments.rounds,
+        "steps": arguments.steps,
+        **summary(turns),
+    }
     print(json.dumps(found) if arguments.json else json.dumps(found, indent=2))
 
 
