@@ -1,4 +1,4 @@
-"""RMSNorm and the gated MLP as one autograd function each, for frozen weights: same values, less memory traffic.
+"""RMSNorm and the gated MLP as one autograd function each, for frozen weights, with less memory traffic.
 
 Written operation by operation, these cost a third of a step on a CPU: every intermediate is written out,
 kept for the backward pass and read again. Here a norm keeps its input and one number per row and works
