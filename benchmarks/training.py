@@ -9,6 +9,9 @@ comes but for `use_cpu`, `trl_best` the fastest setting found here (bfloat16 wei
 checkpointing, grouped by length). All start from the same weights and adapter; `ours` and `trl_default` see
 the same rows in the same order, so their losses compare step by step.
 
+On a machine shared with others, read the figures per CPU-second with `--threads 1`: seconds of the wall then
+measure the neighbours.
+
 The last line of `--json` is one object: medians over the turns. Tokens are real ones, padding is not work.
 """
 
@@ -105,17 +108,23 @@ def run_ours(steps: int, fast: bool) -> dict[str, Any]:
         total_steps=ROWS // ROWS_PER_STEP, learning_rate=LEARNING_RATE, warmup_fraction=0.0,
         schedule="linear", fused=fast,
     )  # fmt: skip
-    losses, tokens, seconds = [], [], []
-    started = time.perf_counter()
+    losses, tokens, seconds, cpu = [], [], [], []
+    started, started_cpu = time.perf_counter(), time.process_time()
     batches: Any = EightRows()
     for result in train(model, batches, make_objective("sft"), settings):
         seconds.append(time.perf_counter() - started)
+        cpu.append(time.process_time() - started_cpu)
         losses.append(result.loss)
         tokens.append(result.tokens)
         if result.step > steps:
             break
-        started = time.perf_counter()
-    return {"tokens": sum(tokens[1:]), "seconds": sum(seconds[1:]), "losses": losses}
+        started, started_cpu = time.perf_counter(), time.process_time()
+    return {
+        "tokens": sum(tokens[1:]),
+        "seconds": sum(seconds[1:]),
+        "cpu_seconds": sum(cpu[1:]),
+        "losses": losses,
+    }
 
 
 def run_trl(steps: int, best: bool) -> dict[str, Any]:
@@ -127,16 +136,18 @@ def run_trl(steps: int, best: bool) -> dict[str, Any]:
 
     tokens: list[int] = []
     seconds: list[float] = []
+    cpu: list[float] = []
     losses: list[float] = []
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         """Seconds of each step, and an end without a schedule of its own."""
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.started = time.perf_counter()
+            self.started, self.started_cpu = time.perf_counter(), time.process_time()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             seconds.append(time.perf_counter() - self.started)
+            cpu.append(time.process_time() - self.started_cpu)
             control.should_training_stop = len(seconds) > steps
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -172,20 +183,25 @@ def run_trl(steps: int, best: bool) -> dict[str, Any]:
             callbacks=[Clock()],
         )  # fmt: skip
         trainer.train()
-    return {"tokens": sum(tokens[1:]), "seconds": sum(seconds[1:]), "losses": losses}
+    return {
+        "tokens": sum(tokens[1:]),
+        "seconds": sum(seconds[1:]),
+        "cpu_seconds": sum(cpu[1:]),
+        "losses": losses,
+    }
 
 
 def run_probe() -> dict[str, Any]:
     """What the machine gives: matmul rates at the model's own shapes, copying, and memory touched first."""
     import torch
 
-    def best_of(work: Any, seconds: float = 0.4) -> float:
+    def best_of(work: Any, seconds: float = 0.4, clock: Any = time.perf_counter) -> float:
         work()
         least, end = float("inf"), time.perf_counter() + seconds
         while time.perf_counter() < end:
-            started = time.perf_counter()
+            started = clock()
             work()
-            least = min(least, time.perf_counter() - started)
+            least = min(least, clock() - started)
         return least
 
     d, m = SHAPE["hidden_size"], SHAPE["intermediate_size"]
@@ -196,6 +212,10 @@ def run_probe() -> dict[str, Any]:
             up, down = torch.randn(m, d).to(dtype), torch.randn(d, m).to(dtype)
             out_wide, out = torch.empty_like(wide), torch.empty_like(x)
             work = 2.0 * 2048 * d * m / 1e9
+            if dtype == torch.bfloat16:
+                cpu_rate = work / best_of(
+                    lambda x=x, w=up, o=out_wide: torch.mm(x, w.T, out=o), clock=time.process_time
+                )
             rates[str(dtype).removeprefix("torch.")] = {
                 "up": work / best_of(lambda x=x, w=up, o=out_wide: torch.mm(x, w.T, out=o)),
                 "up_dx": work / best_of(lambda g=wide, w=up, o=out: torch.mm(g, w, out=o)),
@@ -209,6 +229,7 @@ def run_probe() -> dict[str, Any]:
     return {
         "matmul_gflops": rates,
         "bf16_gflops": max(rates["bfloat16"].values()),
+        "bf16_gflops_per_cpu_s": cpu_rate,
         "copy_gb_per_s": copy,
         "write_warm_gb_per_s": warm,
         "write_first_touch_gb_per_s": fresh,
@@ -254,19 +275,26 @@ def summary(turns: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         if name == "probe":
             continue
         found[f"{name}_tokens_per_s"] = statistics.median(r["tokens"] / r["seconds"] for r in results)
+        per_cpu = statistics.median(r["tokens"] / r["cpu_seconds"] for r in results)
+        found[f"{name}_tokens_per_cpu_s"] = per_cpu
         found[f"{name}_peak_bytes"] = int(statistics.median(r["peak_bytes"] for r in results))
         found[f"{name}_losses"] = [round(loss, 4) for loss in results[-1]["losses"]]
         found[f"{name}_final_loss"] = results[-1]["losses"][-1]
     for other in ("plain", "trl_best", "trl_default"):
         if "ours" in turns and other in turns:
             found[f"ours_over_{other}"] = found["ours_tokens_per_s"] / found[f"{other}_tokens_per_s"]
+            per_cpu = found["ours_tokens_per_cpu_s"] / found[f"{other}_tokens_per_cpu_s"]
+            found[f"ours_over_{other}_per_cpu_s"] = per_cpu
             ratio = found["ours_peak_bytes"] / found[f"{other}_peak_bytes"]
             found["peak_memory_ratio" if other == "trl_best" else f"peak_memory_ratio_{other}"] = ratio
     if "probe" in turns:
         rate = statistics.median(r["bf16_gflops"] for r in turns["probe"])
+        per_cpu = statistics.median(r["bf16_gflops_per_cpu_s"] for r in turns["probe"])
         found["bf16_matmul_gflops"] = rate
         found["probe"] = turns["probe"][-1]
         if "ours" in turns:
+            done = found["ours_tokens_per_cpu_s"] * flops_per_token()
+            found["fraction_of_matmul_rate_per_cpu_s"] = done / (per_cpu * 1e9)
             found["fraction_of_matmul_rate"] = found["ours_tokens_per_s"] * flops_per_token() / (rate * 1e9)
     return found
 
