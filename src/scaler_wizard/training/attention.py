@@ -55,7 +55,7 @@ def varlen_attention(
     runs = [(length, len(list(group))) for length, group in groupby(segment_lengths)]
     # Split, not sliced: the gradient of n slices is n tensors of full length, the gradient of a split is one.
     sizes = [length * n_segments for length, n_segments in runs]
-    parts = zip(*(x[0].split(sizes, dim=1) for x in (query, key, value)), strict=True)
+    parts = zip(*(x[0].split_with_sizes(sizes, dim=1) for x in (query, key, value)), strict=True)
     outputs = []
     for (length, n_segments), run in zip(runs, parts, strict=True):
         # [heads, n * length, d] -> [n, heads, length, d]

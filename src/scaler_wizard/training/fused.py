@@ -21,9 +21,10 @@ from scaler_wizard.training.lora_linear import LoraWeights, backward_rows, forwa
 _BLOCK = 1 << 17
 
 
-def _blocks(rows: int, width: int, on_cpu: bool) -> Iterator[slice]:
+def _blocks(x: Tensor) -> Iterator[slice]:
     """Slices over the rows; on a GPU, where launches cost more than traffic, a single one."""
-    size = max(1, _BLOCK // width) if on_cpu else max(1, rows)
+    rows, width = x.shape
+    size = max(1, _BLOCK // width) if x.device.type == "cpu" else max(1, rows)
     return (slice(start, start + size) for start in range(0, rows, size))
 
 
@@ -35,7 +36,7 @@ class _RMSNorm(torch.autograd.Function):
         y = torch.empty_like(rows)
         inverse = torch.empty(rows.shape[0], 1, dtype=wide, device=x.device)
         factor = weight.to(wide) + 1.0 if unit_offset else weight
-        for at in _blocks(*rows.shape, on_cpu=x.device.type == "cpu"):
+        for at in _blocks(rows):
             block = rows[at].to(wide)
             inverse[at] = block.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
             normed = block * inverse[at]
@@ -46,7 +47,7 @@ class _RMSNorm(torch.autograd.Function):
         return y.view(x.shape)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
         """With n = x r and g = w dy: dx = r (g - n mean(g n)), mean over the features."""
         rows, inverse = ctx.saved_tensors
@@ -54,7 +55,7 @@ class _RMSNorm(torch.autograd.Function):
         d_rows = dy.reshape(rows.shape)
         factor = ctx.weight.to(wide) + 1.0 if ctx.unit_offset else ctx.weight.to(wide)
         dx = torch.empty_like(rows)
-        for at in _blocks(*rows.shape, on_cpu=rows.device.type == "cpu"):
+        for at in _blocks(rows):
             normed = rows[at] * inverse[at]
             scaled = d_rows[at] * factor
             share = (scaled * normed).mean(-1, keepdim=True)
@@ -110,7 +111,7 @@ class _GatedMLP(torch.autograd.Function):
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, gate, up, low_gate, low_up, low_down = ctx.saved_tensors
         w_gate, w_up, w_down = ctx.weights
