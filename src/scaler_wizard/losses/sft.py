@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = -100
-# Rows of logits at a time: 1,024, fewer for large vocabularies so that a chunk stays near 128 MB in fp32.
+# Rows of logits at a time: 1,024, fewer for large vocabularies so that a chunk stays near 128 MB in fp32, and
+# on a CPU near 16 MB: that half fits a cache, and glibc keeps no block above 32 MB for the next chunk.
 MAX_CHUNK_ROWS = 1024
 _CHUNK_LOGITS = 1 << 25
+_CHUNK_LOGITS_CPU = 1 << 22
 
 
 class LossResult(NamedTuple):
@@ -68,7 +70,8 @@ def sft_loss(hidden: Tensor, head: Head, labels: Tensor, *, chunk_rows: int | No
     wanted = targets != IGNORED
     gathered = hidden[:, :-1][wanted]
     chosen = targets[wanted]
-    rows = chunk_rows or max(32, min(MAX_CHUNK_ROWS, _CHUNK_LOGITS // head.weight.shape[0]))
+    most = _CHUNK_LOGITS_CPU if hidden.device.type == "cpu" else _CHUNK_LOGITS
+    rows = chunk_rows or max(32, min(MAX_CHUNK_ROWS, most // head.weight.shape[0]))
     loss_sum, correct = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         gathered, head.weight, head.bias, chosen, head.scale, head.softcap, rows, torch.is_grad_enabled()
     )

@@ -52,13 +52,14 @@ def varlen_attention(
     assert options.get("softcap") is None, "soft-capped attention is not plain softmax"
     assert options.get("s_aux") is None, "attention with sinks is not plain softmax"
     n_repeats = query.shape[1] // key.shape[1]
+    runs = [(length, len(list(group))) for length, group in groupby(segment_lengths)]
+    # Split, not sliced: the gradient of n slices is n tensors of full length, the gradient of a split is one.
+    sizes = [length * n_segments for length, n_segments in runs]
+    parts = zip(*(x[0].split_with_sizes(sizes, dim=1) for x in (query, key, value)), strict=True)
     outputs = []
-    start = 0
-    for length, group in groupby(segment_lengths):
-        n_segments = len(list(group))
-        end = start + length * n_segments
-        # [1, heads, n * length, d] -> [n, heads, length, d]
-        q, k, v = (_batched(x, start, n_segments, length) for x in (query, key, value))
+    for (length, n_segments), run in zip(runs, parts, strict=True):
+        # [heads, n * length, d] -> [n, heads, length, d]
+        q, k, v = (x.unflatten(1, (n_segments, length)).transpose(0, 1) for x in run)
         windowed = sliding_window is not None and length > sliding_window
         mask = _window_mask(length, sliding_window, query.device) if windowed and sliding_window else None
         out = F.scaled_dot_product_attention(
@@ -72,15 +73,7 @@ def varlen_attention(
             enable_gqa=n_repeats > 1,
         )
         outputs.append(out.transpose(1, 2).flatten(0, 1))
-        start = end
-    return torch.cat(outputs)[None], None
-
-
-def _batched(x: Tensor, start: int, n_segments: int, length: int) -> Tensor:
-    """[1, heads, T, d] -> the segments from `start` on as [n_segments, heads, length, d]; a view."""
-    heads, width = x.shape[1], x.shape[3]
-    part = x[0, :, start : start + n_segments * length]
-    return part.reshape(heads, n_segments, length, width).transpose(0, 1)
+    return (torch.cat(outputs) if len(outputs) > 1 else outputs[0])[None], None
 
 
 def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
