@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from scaler_wizard.training.blocked_attention import blocked_attention, suits
+
 NAME = "scaler_varlen"
 
 
@@ -61,6 +63,9 @@ def varlen_attention(
         # [heads, n * length, d] -> [n, heads, length, d]
         q, k, v = (x.unflatten(1, (n_segments, length)).transpose(0, 1) for x in run)
         windowed = sliding_window is not None and length > sliding_window
+        if not windowed and not dropout and suits(query, length):
+            outputs.append(blocked_attention(q, k, v, scaling).transpose(1, 2).flatten(0, 1))
+            continue
         mask = _window_mask(length, sliding_window, query.device) if windowed and sliding_window else None
         out = F.scaled_dot_product_attention(
             q,

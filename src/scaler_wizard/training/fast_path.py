@@ -44,10 +44,12 @@ class FastPath:
     """Candidates that keep their own forward pass: why, by name."""
 
     def sentence(self) -> str:
-        """What runs fused and what does not, for a report."""
-        said = f"fused: {len(self.linears)} adapted layers, {len(self.mlps)} MLPs, {len(self.norms)} norms"
+        """What runs fused and what does not, for a person: counts, and the reason for each kind of rest."""
+        counts = {"adapted layers": self.linears, "MLPs": self.mlps, "norms": self.norms}
+        fused = ", ".join(f"{len(found)} {what}" for what, found in counts.items() if found)
         reasons = Counter(self.plain.values())
-        return "; ".join([said, *(f"{count} plain: {why}" for why, count in reasons.items())])
+        rest = "; ".join(f"{count} as the model has them: {why}" for why, count in reasons.items())
+        return f"fused: {fused or 'nothing'}" + (f"; {rest}" if rest else "")
 
 
 def plan_fast_path(model: nn.Module) -> FastPath:
