@@ -16,7 +16,7 @@ import torch
 
 from scaler_wizard.data.batches import Batches, Step
 from scaler_wizard.errors import BreakerTrippedError
-from scaler_wizard.training.allocator import keep_freed_memory
+from scaler_wizard.training.allocator import keep_freed_memory, return_freed_memory
 from scaler_wizard.training.forward import Objective, training_mode
 from scaler_wizard.training.memory import memory_bytes
 from scaler_wizard.training.randomness import step_randomness
@@ -114,7 +114,7 @@ def train(
     """
     device = torch.device(device)
     if device.type == "cpu":
-        keep_freed_memory()
+        return_freed_memory() if settings.activation_checkpointing else keep_freed_memory()
     state = state if state is not None else new_state(model, settings)
     while state.step < settings.total_steps:
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +19,6 @@ from scaler_wizard.data.batches import MicroBatch, collate
 from scaler_wizard.data.token_rows import TokenRow
 from scaler_wizard.models.adapters import adapters_off, attach_lora
 from scaler_wizard.models.tiny import tiny_model
-from scaler_wizard.training.allocator import keep_freed_memory
 from scaler_wizard.training.fast_path import fast_path, plan_fast_path
 from scaler_wizard.training.forward import make_objective, training_mode
 from scaler_wizard.training.fused import GELU, GELU_TANH, SILU, Activation, gated_mlp, rms_norm
@@ -213,5 +214,22 @@ def test_hooks_inside_are_heard() -> None:
     assert sorted(heard) == ["down", "up"]
 
 
-def test_the_allocator_keeps_what_glibc_would_return() -> None:
-    assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_the_allocator_keeps_or_returns_what_is_freed() -> None:
+    """In a process of its own: the setting lasts, and resident memory of this one is shared by all tests."""
+    program = """
+import sys, psutil, torch
+from scaler_wizard.training.allocator import keep_freed_memory, return_freed_memory
+assert (keep_freed_memory if sys.argv[1] == "keep" else return_freed_memory)()
+rss = psutil.Process().memory_info
+blocks = [torch.ones(1 << 20) for _ in range(40)]
+full = rss().rss
+del blocks
+print(full - rss().rss)
+"""
+    returned = {
+        way: int(subprocess.run([sys.executable, "-c", program, way], capture_output=True, check=True).stdout)
+        for way in ("keep", "return")
+    }
+    assert returned["keep"] < 16 << 20
+    assert returned["return"] > 120 << 20
