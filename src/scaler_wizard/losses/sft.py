@@ -70,12 +70,17 @@ def sft_loss(hidden: Tensor, head: Head, labels: Tensor, *, chunk_rows: int | No
     wanted = targets != IGNORED
     gathered = hidden[:, :-1][wanted]
     chosen = targets[wanted]
-    most = _CHUNK_LOGITS_CPU if hidden.device.type == "cpu" else _CHUNK_LOGITS
-    rows = chunk_rows or max(32, min(MAX_CHUNK_ROWS, most // head.weight.shape[0]))
+    rows = chunk_rows or rows_at_a_time(head.weight.shape[0], hidden.device)
     loss_sum, correct = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         gathered, head.weight, head.bias, chosen, head.scale, head.softcap, rows, torch.is_grad_enabled()
     )
     return LossResult(loss_sum, int(chosen.shape[0]), {"correct": correct})
+
+
+def rows_at_a_time(vocabulary: int, device: torch.device) -> int:
+    """Targets whose logits exist at the same time."""
+    most = _CHUNK_LOGITS_CPU if device.type == "cpu" else _CHUNK_LOGITS
+    return max(32, min(MAX_CHUNK_ROWS, most // vocabulary))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

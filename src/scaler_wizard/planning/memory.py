@@ -29,7 +29,10 @@ BLOCK_QUERIES = 128
 # Model types whose norms and gated MLP run fused when every linear layer has a plain LoRA adapter.
 FUSED = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gemma3_text"})
 PREFIX_TOKENS = 16
-EVALUATION_CHUNK = 2048
+# What `inference.modes.InferenceLimits` allows at once: tokens of a batch, positions, bytes and rows of the
+# cache, and logits.
+EVALUATION_BATCH, EVALUATION_ROWS, EVALUATION_LOGITS = 4096, 64, 1 << 26
+EVALUATION_CACHE, EVALUATION_CACHE_BYTES = 32_768, 1 << 29
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # 4-bit NormalFloat with double quantisation: 4 + 8/64 + 32/(64*256) bits (QLoRA, Dettmers 2023, section 3).
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
@@ -301,25 +304,27 @@ def logit_rows(vocabulary: int, tokens: int, device_kind: DeviceKind) -> int:
 
 
 def _evaluation(facts: ModelFacts, strategy: str, item: int, context: int) -> list[MemoryLine]:
-    """A sequence's keys and values, a chunk's activations, and the adapted weights once more.
+    """What sequences under way hold, a batch's activations and logits, and all weights once more.
 
     The copy is there while adapters are folded in, and again while an export is read back and compared.
     """
-    tokens = min(context, EVALUATION_CHUNK)
+    position = 2 * facts.layers * facts.kv_dim * item
+    held = min(EVALUATION_CACHE, EVALUATION_CACHE_BYTES // position, EVALUATION_ROWS * context)
+    held = max(context, held)
     width = 4 * facts.hidden_size + 3 * facts.intermediate_size + 2 * facts.q_dim
-    rows = min(MAX_LOGIT_ROWS, tokens)
+    rows = max(1, min(EVALUATION_BATCH, EVALUATION_LOGITS // facts.vocab_size))
     lines = [
         MemoryLine(
             "kv cache",
-            2 * facts.layers * facts.kv_dim * context * item,
-            f"keys and values of one evaluated sequence of {context:,} tokens",
-            0.02,
+            position * held,
+            f"keys and values of {held:,} tokens that are generated or read at once",
+            0.3,
             "evaluation",
         ),
         MemoryLine(
             "evaluation",
-            width * item * tokens + rows * facts.vocab_size * 4 * 2,
-            f"one layer's activations and logits for a chunk of {tokens:,} tokens",
+            width * item * EVALUATION_BATCH + rows * facts.vocab_size * 4 * 2,
+            f"one layer's activations for {EVALUATION_BATCH:,} tokens, and their logits",
             0.2,
             "evaluation",
         ),

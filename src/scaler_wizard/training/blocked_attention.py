@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Measured on heads of 64 with 3 query heads a key head: blocks of 64 or 256 queries are no faster.
-_BLOCK_QUERIES = 128
+BLOCK_QUERIES = 128
 # Scores of one block, 16 MB in fp32: long rows take fewer queries at a time instead of more memory.
-_MOST_SCORES = 1 << 22
+MOST_SCORES = 1 << 22
 # Below, Python's share of a block is larger than what the products save.
 SHORTEST = 64
 # Products this small do not feed more cores; torch's kernel shares out whole heads. Measured with 1 and 2.
@@ -35,7 +35,7 @@ class _Blocks:
     def __init__(self, group: int, length: int, dtype: torch.dtype) -> None:
         """`group` query heads a key head, rows of `length`; probabilities are handed out in `dtype`."""
         self.group, self.length = group, length
-        self.size = max(1, min(_BLOCK_QUERIES, length, _MOST_SCORES // (group * length)))
+        self.size = max(1, min(BLOCK_QUERIES, length, MOST_SCORES // (group * length)))
         wide = torch.promote_types(dtype, torch.float32)
         self._scores = torch.empty(group * self.size * length, dtype=wide)
         self._narrow = None if dtype == wide else torch.empty_like(self._scores, dtype=dtype)

@@ -22,7 +22,7 @@ from transformers.activations import GELUTanh, SiLUActivation
 from scaler_wizard.training.fused import GELU, GELU_TANH, SILU, Activation, gated_mlp, rms_norm
 from scaler_wizard.training.lora_linear import LoraWeights, lora_linear
 
-_MLPS = frozenset({
+MLPS = frozenset({
     "LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "GemmaMLP", "Gemma2MLP", "Gemma3MLP",
 })  # fmt: skip
 # weight * round(x / rms(x)), and Gemma's round(x / rms(x) * (1 + weight)).
@@ -71,7 +71,7 @@ def plan_fast_path(model: nn.Module) -> FastPath:
             else:
                 norms[name] = (module, kind in _UNIT_OFFSET_NORMS)
     for name, module in modules.items():
-        if type(module).__name__ not in _MLPS:
+        if type(module).__name__ not in MLPS:
             continue
         act = _activation(module.act_fn)
         if act is None:
