@@ -22,21 +22,17 @@ from typing import Any
 from scaler_wizard.planning.facts import read_facts
 from scaler_wizard.planning.memory import estimate_memory
 
-CONFIGS = {
-    "tiny-fp32": {"hidden": 64, "layers": 4, "mlp": 256, "heads": 4, "kv": 2, "vocab": 512,
-    "precision": "float32",
-                  "tokens": 1024, "rank": 8, "checkpointing": False},
-    "20m-fp32": {"hidden": 384, "layers": 8, "mlp": 1024, "heads": 6, "kv": 2, "vocab": 8192,
-    "precision": "float32",
-                 "tokens": 2048, "rank": 16, "checkpointing": False},
-    "110m-bf16": {"hidden": 768, "layers": 12, "mlp": 2048, "heads": 12, "kv": 4, "vocab": 32000,
-                  "precision": "bfloat16", "tokens": 1024, "rank": 16, "checkpointing": False},
-    "110m-fp32": {"hidden": 768, "layers": 12, "mlp": 2048, "heads": 12, "kv": 4, "vocab": 32000,
-                  "precision": "float32", "tokens": 1024, "rank": 16, "checkpointing": False},
-    "110m-bf16-ckpt": {"hidden": 768, "layers": 12, "mlp": 2048, "heads": 12, "kv": 4, "vocab": 32000,
-                       "precision": "bfloat16", "tokens": 2048, "rank": 16, "checkpointing": True},
-    "110m-fp32-ckpt": {"hidden": 768, "layers": 12, "mlp": 2048, "heads": 12, "kv": 4, "vocab": 32000,
-                       "precision": "float32", "tokens": 2048, "rank": 16, "checkpointing": True},
+SMALL = {"hidden": 768, "layers": 12, "mlp": 2048, "heads": 12, "kv": 4, "vocab": 32000, "rank": 16}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "tiny-fp32": {"hidden": 64, "layers": 4, "mlp": 256, "heads": 4, "kv": 2, "vocab": 512, "rank": 8,
+                  "precision": "float32", "tokens": 1024},
+    "20m-fp32": {"hidden": 384, "layers": 8, "mlp": 1024, "heads": 6, "kv": 2, "vocab": 8192, "rank": 16,
+                 "precision": "float32", "tokens": 2048},
+    "110m-bf16": SMALL | {"precision": "bfloat16", "tokens": 1024},
+    "110m-fp32": SMALL | {"precision": "float32", "tokens": 1024},
+    "110m-bf16-dropout": SMALL | {"precision": "bfloat16", "tokens": 1024, "dropout": 0.05},
+    "110m-bf16-ckpt": SMALL | {"precision": "bfloat16", "tokens": 2048, "checkpointing": True},
+    "110m-fp32-ckpt": SMALL | {"precision": "float32", "tokens": 2048, "checkpointing": True},
 }  # fmt: skip
 
 
@@ -102,9 +98,11 @@ def child(name: str) -> None:
         print(json.dumps({"measured": imported}))
         return
     config = CONFIGS[name]
-    model = attach_lora(build_model(config), rank=config["rank"], alpha=32.0, seed=0)
+    model = attach_lora(
+        build_model(config), rank=config["rank"], alpha=32.0, dropout=config.get("dropout", 0.0), seed=0
+    )
     settings = TrainSettings(
-        total_steps=2, learning_rate=1e-4, activation_checkpointing=config["checkpointing"]
+        total_steps=2, learning_rate=1e-4, activation_checkpointing=config.get("checkpointing", False)
     )
     batches: Any = OneMicroBatch(config["tokens"], config["vocab"], config.get("row", 512))
     seconds = [result.seconds for result in train(model, batches, make_objective("sft"), settings)]
@@ -118,10 +116,11 @@ def predicted(name: str) -> int:
         write_header_only(Path(folder), config)
         facts = read_facts(folder)
     estimate = estimate_memory(
-        facts, strategy="lora", rank=int(config["rank"]), target_modules=None,
-        precision=str(config["precision"]),
-        micro_batch_tokens=int(config["tokens"]), context=256,
-        activation_checkpointing=bool(config["checkpointing"]), device_kind="cpu",
+        facts, strategy="lora", rank=config["rank"], target_modules=None,
+        precision=config["precision"],
+        micro_batch_tokens=config["tokens"], context=256,
+        activation_checkpointing=config.get("checkpointing", False), device_kind="cpu",
+        dropout=config.get("dropout", 0.0),
     )  # fmt: skip
     # The child trains and never evaluates.
     lines = [line for line in estimate.lines if line.when != "evaluation"]
