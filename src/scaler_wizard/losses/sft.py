@@ -45,7 +45,9 @@ class Head(NamedTuple):
 
 def head_logits(hidden: Tensor, head: Head) -> Tensor:
     """Logits [..., V] of hidden states [..., H], in fp32 at least, as the model itself would give them."""
-    logits = F.linear(hidden, head.weight, head.bias) * head.scale
+    logits = F.linear(hidden, head.weight, head.bias)
+    if head.scale != 1.0:
+        logits = logits * head.scale
     if head.softcap is not None:
         logits = torch.tanh(logits / head.softcap) * head.softcap
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -64,7 +66,7 @@ def sft_loss(hidden: Tensor, head: Head, labels: Tensor, *, chunk_rows: int | No
         chunk_rows: targets at a time; from the size of the vocabulary when None.
 
     Returns:
-        the sum, the number of targets, and {"correct": targets that were the most likely token}.
+        the sum, the number of targets, and {"correct": targets that no token was more likely than}.
     """
     targets = labels[:, 1:]
     wanted = targets != IGNORED
@@ -111,9 +113,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden.shape[0], chunk_rows):
             chunk, target = hidden[start : start + chunk_rows], targets[start : start + chunk_rows]
             logits = head_logits(chunk, Head(weight, bias, scale, softcap))
-            best, winner = logits.max(dim=-1)
-            correct += (winner == target).sum()
+            # Not `max` with its indices: ten times slower on a CPU, and one pass of five here.
+            best = logits.amax(dim=-1)
             at_target = logits.gather(1, target[:, None])
+            correct += (at_target[:, 0] == best).sum()
             slope = 1 - (logits / softcap).square_() if softcap is not None else None
             exponentials = logits.sub_(best[:, None]).exp_()
             total = exponentials.sum(dim=-1)
