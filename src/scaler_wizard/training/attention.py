@@ -36,8 +36,9 @@ def varlen_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention within each segment.
 
-    Neighbouring segments of one length go through one call as a batch. `is_causal` selects the flash kernel
-    on CPU and GPU; only a segment longer than the model's sliding window needs a mask, of its own size.
+    Neighbouring segments of one length go through one call as a batch, on a CPU of few cores through
+    `blocked_attention`. `is_causal` selects the flash kernel on CPU and GPU; only a segment longer than the
+    model's sliding window needs a mask, of its own size.
 
     Args:
         query: [1, heads, T, head_dim]. key, value: [1, key-value heads, T, head_dim].
@@ -62,21 +63,17 @@ def varlen_attention(
     for (length, n_segments), run in zip(runs, parts, strict=True):
         # [heads, n * length, d] -> [n, heads, length, d]
         q, k, v = (x.unflatten(1, (n_segments, length)).transpose(0, 1) for x in run)
-        windowed = sliding_window is not None and length > sliding_window
-        if not windowed and not dropout and suits(query, length):
-            outputs.append(blocked_attention(q, k, v, scaling).transpose(1, 2).flatten(0, 1))
-            continue
-        mask = _window_mask(length, sliding_window, query.device) if windowed and sliding_window else None
-        out = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=dropout,
-            scale=scaling,
-            is_causal=mask is None,
-            enable_gqa=n_repeats > 1,
-        )
+        if sliding_window is not None and length > sliding_window:
+            mask = _window_mask(length, sliding_window, query.device)
+            out = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, enable_gqa=n_repeats > 1
+            )
+        elif not dropout and suits(query, length):
+            out = blocked_attention(q, k, v, scaling)
+        else:
+            out = F.scaled_dot_product_attention(
+                q, k, v, dropout_p=dropout, scale=scaling, is_causal=True, enable_gqa=n_repeats > 1
+            )
         outputs.append(out.transpose(1, 2).flatten(0, 1))
     return (torch.cat(outputs) if len(outputs) > 1 else outputs[0])[None], None
 

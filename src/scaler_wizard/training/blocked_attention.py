@@ -79,7 +79,7 @@ class _BlockedAttention(torch.autograd.Function):
         key_heads = key.shape[1]
         grouped = (n_rows, key_heads, heads // key_heads, length, width)
         blocks = _Blocks(heads // key_heads, length, query.dtype)
-        q, k = _scaled(query, scale).view(grouped), _scaled(key, 1.0)
+        q, k = _wide(query, scale).view(grouped), _wide(key)
         out = query.new_empty(n_rows, length, heads, width)
         by_group = out.transpose(1, 2).unflatten(1, grouped[1:3])
         for row in range(n_rows):
@@ -98,7 +98,7 @@ class _BlockedAttention(torch.autograd.Function):
         query, key, value = ctx.saved_tensors
         n_rows, key_heads, group, length, width = ctx.grouped
         blocks = _Blocks(group, length, query.dtype)
-        wide_q, wide_k = _scaled(query, ctx.scale).view(ctx.grouped), _scaled(key, 1.0)
+        wide_q, wide_k = _wide(query, ctx.scale).view(ctx.grouped), _wide(key)
         q, d_outs = (x.reshape(ctx.grouped) for x in (query, d_out))
         # Laid out as the projections wrote them, so that nothing is turned round on the way back.
         d_query = torch.empty_like(query)
@@ -121,10 +121,10 @@ class _BlockedAttention(torch.autograd.Function):
         return d_query, d_key, d_value, None
 
 
-def _scaled(x: Tensor, scale: float) -> Tensor:
-    """A contiguous copy of x in fp32 at least, times `scale`."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return x.to(wide, memory_format=torch.contiguous_format).mul(scale)
+def _wide(x: Tensor, scale: float = 1.0) -> Tensor:
+    """x times `scale`, contiguous, in fp32 at least."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+    return wide if scale == 1.0 else wide * scale
 
 
 def blocked_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
