@@ -80,14 +80,14 @@ class _BlockedAttention(torch.autograd.Function):
         grouped = (n_rows, key_heads, heads // key_heads, length, width)
         blocks = _Blocks(heads // key_heads, length, query.dtype)
         q, k = _wide(query, scale).view(grouped), _wide(key)
-        out = query.new_empty(n_rows, length, heads, width)
+        out = query.new_empty(n_rows, length, heads, value.shape[3])
         by_group = out.transpose(1, 2).unflatten(1, grouped[1:3])
         for row in range(n_rows):
             for head in range(key_heads):
                 v = value[row, head]
                 for start, end in blocks.spans():
                     p = blocks.probabilities(q[row, head, :, start:end], k[row, head, :end], start)
-                    by_group[row, head, :, start:end] = (p @ v[:end]).view(-1, end - start, width)
+                    by_group[row, head, :, start:end] = (p @ v[:end]).view(-1, end - start, v.shape[1])
         ctx.save_for_backward(query, key, value)
         ctx.scale, ctx.grouped = scale, grouped
         return out.transpose(1, 2)
@@ -99,7 +99,7 @@ class _BlockedAttention(torch.autograd.Function):
         n_rows, key_heads, group, length, width = ctx.grouped
         blocks = _Blocks(group, length, query.dtype)
         wide_q, wide_k = _wide(query, ctx.scale).view(ctx.grouped), _wide(key)
-        q, d_outs = (x.reshape(ctx.grouped) for x in (query, d_out))
+        q, d_outs = query.reshape(ctx.grouped), d_out.reshape(*ctx.grouped[:4], -1)
         # Laid out as the projections wrote them, so that nothing is turned round on the way back.
         d_query = torch.empty_like(query)
         by_group = d_query.unflatten(1, (key_heads, group))
@@ -108,11 +108,11 @@ class _BlockedAttention(torch.autograd.Function):
             for head in range(key_heads):
                 k, v = key[row, head], value[row, head]
                 # Summed over blocks, in fp32 at least.
-                dk, dv = (wide_q.new_zeros(length, width) for _ in range(2))
+                dk, dv = (torch.zeros_like(x, dtype=wide_q.dtype) for x in (k, v))
                 for start, end in blocks.spans():
                     here = (row, head, slice(None), slice(start, end))
                     p = blocks.probabilities(wide_q[here], wide_k[row, head, :end], start)
-                    g = d_outs[here].reshape(-1, width)
+                    g = d_outs[here].reshape(-1, v.shape[1])
                     dv[:end] += p.T @ g
                     ds = blocks.slopes(g, v[:end], p)
                     by_group[here] = (ds @ k[:end]).mul_(ctx.scale).view(group, -1, width)
@@ -131,11 +131,12 @@ def blocked_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | 
     """softmax(scale q k^T + causal mask) v, exact (Vaswani 2017, equation 1), for rows of one length.
 
     Args:
-        query: [N, heads, L, d]. key, value: [N, key-value heads, L, d]; heads share keys in order (GQA).
+        query: [N, heads, L, d]. key: [N, key-value heads, L, d]; heads share keys in order (GQA).
+        value: [N, key-value heads, L, e].
         scale: 1 / sqrt(d) when None.
 
     Returns:
-        [N, heads, L, d]. Peak memory beyond inputs and outputs is one block's scores, at most 32 MB.
+        [N, heads, L, e]. Peak memory beyond inputs and outputs is one block's scores, at most 32 MB.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     out: Tensor = _BlockedAttention.apply(query, key, value, scale)  # type: ignore[no-untyped-call]

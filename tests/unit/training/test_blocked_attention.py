@@ -35,14 +35,15 @@ def formula(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
 
 
 @pytest.mark.parametrize("key_heads", [1, 2, 6])
-@pytest.mark.parametrize("length", [1, 128, 300])
-def test_equals_the_formula_with_gradients(key_heads: int, length: int) -> None:
+@pytest.mark.parametrize(("length", "value_width"), [(1, 8), (128, 5), (300, 8)])
+def test_equals_the_formula_with_gradients(key_heads: int, length: int, value_width: int) -> None:
     """300 tokens are two whole blocks and a part."""
-    given = [heads(2, count, length, seed) for seed, count in enumerate((6, key_heads, key_heads))]
+    shapes = ((6, 8), (key_heads, 8), (key_heads, value_width))
+    given = [heads(2, count, length, seed, width) for seed, (count, width) in enumerate(shapes)]
     inputs = [x.detach().requires_grad_() for x in given]
     ours, theirs = blocked_attention(*inputs, 0.7), formula(*inputs, 0.7)  # type: ignore[arg-type]
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-    direction = heads(2, 6, length, 9)
+    direction = heads(2, 6, length, 9, value_width)
     for mine, reference in zip(
         torch.autograd.grad(ours, inputs, direction), torch.autograd.grad(theirs, inputs, direction),
         strict=True,
