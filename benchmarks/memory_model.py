@@ -1,11 +1,10 @@
 """Predicted against measured peak memory of a LoRA step on this machine's CPU.
 
-    python benchmarks/memory_model.py [--json] [--mmap] [--only NAME]
+    python benchmarks/memory_model.py [--json] [--only NAME]
 
-Each configuration runs in a fresh process: a random Llama, our kind of step (frozen base, adapters with
-32-bit masters computed in the base's format, logits of labelled positions in chunks, AdamW), then the
-process's own VmHWM. The last line of `--json` is {config, predicted, measured, error} of the worst case
-and `all` of them. `runtime` rows measure what the libraries cost by themselves.
+Each configuration runs in a fresh process: a random Llama, two steps of our own training loop with every
+position a target, then the process's own VmHWM. The last line of `--json` is {config, predicted,
+measured, error} of the worst case and `all` of them. `runtime` rows: the libraries by themselves.
 """
 
 from __future__ import annotations
@@ -17,27 +16,23 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+from typing import Any
 
 from scaler_wizard.planning.facts import read_facts
-from scaler_wizard.planning.memory import LOGIT_CHUNK, estimate_memory
+from scaler_wizard.planning.memory import estimate_memory
 
-CONFIGS = {
-    "tiny-fp32": {"hidden": 64, "layers": 4, "mlp": 256, "heads": 4, "kv": 2, "vocab": 512,
-    "precision": "float32",
-                  "tokens": 1024, "rank": 8, "checkpointing": False},
-    "20m-fp32": {"hidden": 384, "layers": 8, "mlp": 1024, "heads": 6, "kv": 2, "vocab": 8192,
-    "precision": "float32",
-                 "tokens": 2048, "rank": 16, "checkpointing": False},
-    "110m-bf16": {"hidden": 768, "layers": 12, "mlp": 2048, "heads": 12, "kv": 4, "vocab": 32000,
-                  "precision": "bfloat16", "tokens": 1024, "rank": 16, "checkpointing": False},
-    "110m-fp32": {"hidden": 768, "layers": 12, "mlp": 2048, "heads": 12, "kv": 4, "vocab": 32000,
-                  "precision": "float32", "tokens": 1024, "rank": 16, "checkpointing": False},
-    "110m-bf16-ckpt": {"hidden": 768, "layers": 12, "mlp": 2048, "heads": 12, "kv": 4, "vocab": 32000,
-                       "precision": "bfloat16", "tokens": 2048, "rank": 16, "checkpointing": True},
-    "110m-fp32-ckpt": {"hidden": 768, "layers": 12, "mlp": 2048, "heads": 12, "kv": 4, "vocab": 32000,
-                       "precision": "float32", "tokens": 2048, "rank": 16, "checkpointing": True},
+SMALL = {"hidden": 768, "layers": 12, "mlp": 2048, "heads": 12, "kv": 4, "vocab": 32000, "rank": 16}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "tiny-fp32": {"hidden": 64, "layers": 4, "mlp": 256, "heads": 4, "kv": 2, "vocab": 512, "rank": 8,
+                  "precision": "float32", "tokens": 1024},
+    "20m-fp32": {"hidden": 384, "layers": 8, "mlp": 1024, "heads": 6, "kv": 2, "vocab": 8192, "rank": 16,
+                 "precision": "float32", "tokens": 2048},
+    "110m-bf16": SMALL | {"precision": "bfloat16", "tokens": 1024},
+    "110m-fp32": SMALL | {"precision": "float32", "tokens": 1024},
+    "110m-bf16-dropout": SMALL | {"precision": "bfloat16", "tokens": 1024, "dropout": 0.05},
+    "110m-bf16-ckpt": SMALL | {"precision": "bfloat16", "tokens": 2048, "checkpointing": True},
+    "110m-fp32-ckpt": SMALL | {"precision": "float32", "tokens": 2048, "checkpointing": True},
 }  # fmt: skip
 
 
@@ -48,12 +43,12 @@ def peak_rss() -> int:
     return int(match[1]) * 1024
 
 
-def build_model(config: dict[str, object]) -> object:
+def build_model(config: dict[str, Any]) -> Any:
     """A random Llama in the configuration's precision, built without a second copy of its weights."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.set_default_dtype(getattr(torch, str(config["precision"])))
+    torch.set_default_dtype(getattr(torch, config["precision"]))
     model = LlamaForCausalLM(
         LlamaConfig(
             hidden_size=config["hidden"], num_hidden_layers=config["layers"], intermediate_size=config["mlp"],
@@ -62,58 +57,40 @@ def build_model(config: dict[str, object]) -> object:
         )
     )  # fmt: skip
     torch.set_default_dtype(torch.float32)
-    return model.requires_grad_(False)
+    return model
 
 
-def adapt(model: object, rank: int) -> list[object]:
-    """Put adapters on every linear layer but the head; returns their parameters."""
-    import torch
+class OneMicroBatch:
+    """Steps of one packed micro-batch in which every position is a target, the worst case for logits."""
 
-    class Adapter(torch.nn.Module):
-        def __init__(self, base: torch.nn.Linear) -> None:
-            super().__init__()
-            self.base = base
-            self.a = torch.nn.Parameter(torch.randn(rank, base.in_features) * 0.02)
-            self.b = torch.nn.Parameter(torch.zeros(base.out_features, rank))
+    def __init__(self, tokens: int, vocabulary: int, row: int) -> None:
+        self.tokens, self.vocabulary, self.row = tokens, vocabulary, row
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            low = torch.nn.functional.linear(x, self.a.to(x.dtype))
-            return torch.add(self.base(x), torch.nn.functional.linear(low, self.b.to(x.dtype)), alpha=2.0)
+    def step(self, index: int) -> Any:
+        """Rows of `row` tokens, other ones each time."""
+        import numpy as np
 
-    adapters = []
-    for layer in model.model.layers:
-        for parent in (layer.self_attn, layer.mlp):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, torch.nn.Linear):
-                    setattr(parent, name, Adapter(child))
-                    adapters += [getattr(parent, name).a, getattr(parent, name).b]
-    return adapters
+        from scaler_wizard.data.batches import Step, collate
+        from scaler_wizard.data.token_rows import TokenRow
 
-
-def step(model: object, optimizer: object, tokens: int, vocab: int) -> None:
-    """One packed micro-batch; every position is labelled, the worst case for logits."""
-    import torch
-    from torch.utils.checkpoint import checkpoint
-
-    ids = torch.randint(0, vocab, (1, tokens))
-    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[0]
-
-    def chunk_loss(part: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(model.lm_head(part).float(), labels, reduction="sum")
-
-    total = torch.zeros(())
-    for part, labels in zip(hidden.split(LOGIT_CHUNK), ids[0].split(LOGIT_CHUNK), strict=True):
-        total = total + checkpoint(chunk_loss, part, labels, use_reentrant=False)
-    (total / tokens).backward()
-    optimizer.step()
-    optimizer.zero_grad()
+        rng = np.random.RandomState(index)
+        rows = [
+            TokenRow(
+                number, rng.randint(0, self.vocabulary, self.row).astype(np.int32), np.ones(self.row, bool)
+            )
+            for number in range(self.tokens // self.row)
+        ]
+        return Step((collate(rows),))
 
 
 def child(name: str) -> None:
-    """Run one configuration and print {measured, runtime, seconds} as JSON."""
+    """Train two steps of one configuration and print {measured, runtime, seconds} as JSON."""
     import torch
-    import transformers  # noqa: F401  (its import is part of the runtime)
-    from transformers import LlamaForCausalLM  # noqa: F401
+
+    import scaler_wizard.recipes.worker  # noqa: F401  (what a worker imports is its runtime)
+    from scaler_wizard.models.adapters import attach_lora
+    from scaler_wizard.training.forward import make_objective
+    from scaler_wizard.training.loop import TrainSettings, train
 
     torch.set_num_threads(1)
     imported = peak_rss()
@@ -121,39 +98,38 @@ def child(name: str) -> None:
         print(json.dumps({"measured": imported}))
         return
     config = CONFIGS[name]
-    model = build_model(config)
-    adapters = adapt(model, int(config["rank"]))
-    optimizer = torch.optim.AdamW(adapters, lr=1e-4)
-    model.train()
-    if config["checkpointing"]:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    seconds = []
-    for _ in range(2):
-        start = time.perf_counter()
-        step(model, optimizer, int(config["tokens"]), int(config["vocab"]))
-        seconds.append(time.perf_counter() - start)
+    model = attach_lora(
+        build_model(config), rank=config["rank"], alpha=32.0, dropout=config.get("dropout", 0.0), seed=0
+    )
+    settings = TrainSettings(
+        total_steps=2, learning_rate=1e-4, activation_checkpointing=config.get("checkpointing", False)
+    )
+    batches: Any = OneMicroBatch(config["tokens"], config["vocab"], config.get("row", 512))
+    seconds = [result.seconds for result in train(model, batches, make_objective("sft"), settings)]
     print(json.dumps({"measured": peak_rss(), "runtime": imported, "seconds": min(seconds)}))
 
 
-def predicted(name: str, mmap: bool) -> int:
-    """The memory model's total for one configuration, from a header-only model directory."""
+def predicted(name: str) -> int:
+    """The memory model's peak of a training step of one configuration, from a header-only directory."""
     config = CONFIGS[name]
     with tempfile.TemporaryDirectory() as folder:
         write_header_only(Path(folder), config)
         facts = read_facts(folder)
     estimate = estimate_memory(
-        facts, strategy="lora", rank=int(config["rank"]), target_modules=None,
-        precision=str(config["precision"]),
-        micro_batch_tokens=int(config["tokens"]), context=256,
-        activation_checkpointing=bool(config["checkpointing"]), device_kind="cpu",
-        fragmented_heap=not mmap,
+        facts, strategy="lora", rank=config["rank"], target_modules=None,
+        precision=config["precision"],
+        micro_batch_tokens=config["tokens"], context=256,
+        activation_checkpointing=config.get("checkpointing", False), device_kind="cpu",
+        dropout=config.get("dropout", 0.0),
     )  # fmt: skip
-    for line in estimate.lines:
+    # The child trains and never evaluates.
+    lines = [line for line in estimate.lines if line.when != "evaluation"]
+    for line in lines:
         print(f"    {line.name:12} {line.bytes / 1e6:9.1f} MB  {line.when:10} {line.explanation}")
-    return estimate.total
+    return sum(line.bytes for line in lines)
 
 
-def write_header_only(folder: Path, config: dict[str, object]) -> None:
+def write_header_only(folder: Path, config: dict[str, Any]) -> None:
     """config.json and a sparse safetensors file of the right size: planning reads nothing else."""
     hidden, mlp, vocab = int(config["hidden"]), int(config["mlp"]), int(config["vocab"])
     kv = hidden // int(config["heads"]) * int(config["kv"])
@@ -190,11 +166,9 @@ def write_header_only(folder: Path, config: dict[str, object]) -> None:
     }))  # fmt: skip
 
 
-def measure(name: str, mmap: bool) -> dict[str, float]:
+def measure(name: str) -> dict[str, float]:
     """Run one configuration in a fresh process."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if mmap:
-        environment["MALLOC_MMAP_THRESHOLD_"] = "1048576"
     done = subprocess.run(
         [sys.executable, __file__, "--child", name],
         capture_output=True,
@@ -210,18 +184,17 @@ def main() -> None:
     """Compare every configuration and print the table."""
     parser = argparse.ArgumentParser(description="predicted against measured peak memory")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--mmap", action="store_true", help="start with MALLOC_MMAP_THRESHOLD_=1048576")
     parser.add_argument("--only", choices=sorted(CONFIGS))
     parser.add_argument("--child", choices=[*CONFIGS, "runtime"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         child(arguments.child)
         return
-    print(f"runtime alone: {measure('runtime', arguments.mmap)['measured'] / 1e6:.0f} MB")
+    print(f"runtime alone: {measure('runtime')['measured'] / 1e6:.0f} MB")
     rows = []
     for name in [arguments.only] if arguments.only else list(CONFIGS):
         print(name)
-        total, result = predicted(name, arguments.mmap), measure(name, arguments.mmap)
+        total, result = predicted(name), measure(name)
         error = total / result["measured"] - 1
         rows.append(
             {

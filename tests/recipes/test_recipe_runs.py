@@ -86,6 +86,9 @@ def test_the_embedded_model_from_p0_to_p4_with_the_real_worker(
 
     steps = harness.events(run, "step")
     assert [event.step for event in steps if event.phase == "P1"] == [1, 2]
+    said = [event.text for event in harness.events(run, "note") if event.text.startswith("training layers")]
+    assert said
+    assert all("adapted layers" in text and "as the model has them" not in text for text in said)
     # Whether the longer context passes untrained is the model's matter; that it is counted right is ours.
     longer = next(phase for phase in result["phases"] if phase["phase"] == "P2")
     assert len([event for event in steps if event.phase == "P2"]) == longer["steps"]
@@ -155,6 +158,8 @@ def test_all_weights(harness: ModuleType, workspace: Workspace, tmp_path: Path) 
     base = load_file(tmp_path / "model" / "model.safetensors")
     changed = [name for name in base if not torch.equal(base[name], merged[name])]
     assert len(changed) == len(base)
+    said = [event.text for event in harness.events(run, "note") if event.text.startswith("training layers")]
+    assert any("fused: nothing" in text and "a norm that is trained" in text for text in said)
     assert all(torch.equal(merged[name], trained[name]) for name in merged)
 
 

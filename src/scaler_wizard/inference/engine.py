@@ -27,7 +27,13 @@ from scaler_wizard.inference.attention import (
     slots_attached,
     supports_slots,
 )
-from scaler_wizard.inference.modes import DEFAULT_LIMITS, InferenceLimits, device_of, measuring
+from scaler_wizard.inference.modes import (
+    DEFAULT_LIMITS,
+    InferenceLimits,
+    cache_positions,
+    device_of,
+    measuring,
+)
 from scaler_wizard.inference.requests import Generation, Request
 from scaler_wizard.inference.sampling import choose_tokens
 from scaler_wizard.inference.slab import Row, Slab, common_length, share_prefix
@@ -47,6 +53,7 @@ class Engine:
         self._model: Any = base_model(model)
         self._device = device_of(model)
         self._limits = limits
+        self._cache_positions = cache_positions(self._model, limits)
         self._slabs: list[Slab] = []
         self._waiting: list[tuple[int, tuple[int, ...], int, Row]] = []
         self._generators: dict[int, random.Random] = {}
@@ -170,9 +177,9 @@ class Engine:
         close = self._fitting(needed)
         if close is not None and close.capacity * MIN_FILL <= needed:
             return close
-        if self._limits.cache_tokens - self.reserved_tokens < needed:
+        if self._cache_positions - self.reserved_tokens < needed:
             self._give_back()
-        n_slots = (self._limits.cache_tokens - self.reserved_tokens) // needed
+        n_slots = (self._cache_positions - self.reserved_tokens) // needed
         if n_slots < 1 and self._slabs:
             return self._fitting(needed)
         alike = 0

@@ -26,11 +26,24 @@ class InferenceLimits:
     """Most KV positions that generation reserves at once; a single longer request still runs."""
     max_rows: int = 64
     """Most requests that generate at once."""
+    cache_bytes: int = 2**29
+    """Most bytes of those positions; fewer positions for models whose keys and values are wide."""
     logit_elements: int = 2**26
     """Most logits (rows x positions x vocabulary) of one forward pass; 256 MiB in fp32."""
 
 
 DEFAULT_LIMITS: Final = InferenceLimits()
+
+
+def cache_positions(model: nn.Module, limits: InferenceLimits) -> int:
+    """KV positions that generation may reserve for this model: at most `cache_tokens`, at least one."""
+    config: Any = model.config
+    config = config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    item = next(model.parameters()).element_size()
+    position = 2 * config.num_hidden_layers * heads * width * item
+    return max(1, min(limits.cache_tokens, limits.cache_bytes // position))
 
 
 def device_of(model: nn.Module) -> torch.device:

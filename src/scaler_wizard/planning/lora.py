@@ -85,6 +85,7 @@ def suggest_lora_config(hardware: Hardware, targets: Targets, facts: ModelFacts)
         context=context,
         activation_checkpointing=False,
         device_kind="cuda" if hardware.gpus else "cpu",
+        dropout=dropout,
     )
     found = what_would_fit(facts, wanted, hardware, min_micro_batch=row).settings
     checkpointing = found.activation_checkpointing

@@ -1,9 +1,9 @@
 """Predicted peak memory of a run, line by line, each with its explanation and error band.
 
 The peak is what is always there plus the larger of a training step and an evaluation. Formulas follow
-what autograd keeps in our engine: a frozen base, packed rows, attention that never stores a score
-matrix (SDPA), logits only at labelled positions and at most `LOGIT_CHUNK` of them at a time. Constants
-were measured with `python benchmarks/memory_model.py` (see there). Pure: knows no machine but the
+what our engine keeps for the backward pass: a frozen base, packed rows, attention that never stores a score
+matrix, fused layers where they qualify (`FUSED`), logits of one chunk of targets at a time. Constants were
+measured with `python benchmarks/memory_model.py` (see there). Pure: knows no machine but the
 `Hardware` it is given, and nothing of phases.
 """
 
@@ -18,23 +18,33 @@ from scaler_wizard.planning.facts import LinearShape, ModelFacts
 
 DeviceKind = Literal["cpu", "cuda"]
 When = Literal["always", "training", "evaluation"]
+Way = Literal["fused", "adapted", "plain"]
 
-LOGIT_CHUNK = 1024
+# Logits at a time, as `losses.sft` takes them: rows of at most so many numbers, by device.
+MAX_LOGIT_ROWS, MIN_LOGIT_ROWS = 1024, 32
+LOGIT_CHUNK: dict[DeviceKind, int] = {"cpu": 1 << 22, "cuda": 1 << 25}
+# Scores of one block of `training.blocked_attention`.
+SCORE_BLOCK = 1 << 22
+BLOCK_QUERIES = 128
+# Model types whose norms and gated MLP run fused when every linear layer has a plain LoRA adapter.
+FUSED = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gemma3_text"})
 PREFIX_TOKENS = 16
-EVALUATION_CHUNK = 2048
+# What `inference.modes.InferenceLimits` allows at once: tokens of a batch, positions, bytes and rows of the
+# cache, and logits.
+EVALUATION_BATCH, EVALUATION_ROWS, EVALUATION_LOGITS = 4096, 64, 1 << 26
+EVALUATION_CACHE, EVALUATION_CACHE_BYTES = 32_768, 1 << 29
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # 4-bit NormalFloat with double quantisation: 4 + 8/64 + 32/(64*256) bits (QLoRA, Dettmers 2023, section 3).
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
-# RSS of a process with torch and transformers imported (387 MB) after its first tiny step (425 MB):
-# `PYTHONPATH=src python benchmarks/memory_model.py --only tiny-fp32`.
-CPU_RUNTIME_BYTES = 425_000_000
+# RSS of a worker with everything imported (414 MB) after its first tiny step (440 MB):
+# `python benchmarks/memory_model.py --only tiny-fp32`.
+CPU_RUNTIME_BYTES = 440_000_000
 # CUDA context, cuBLAS workspace and kernels. Assumed, not measured: no GPU was at hand.
 CUDA_RUNTIME_BYTES = 700_000_000
-# On a CPU, glibc keeps freed blocks below its mmap threshold in a heap that fragments. Share of activations
-# and logits on top, measured by benchmarks/memory_model.py: 0 (error below 5%) in a process started with
-# MALLOC_MMAP_THRESHOLD_=1048576, 0.14 to 0.40 otherwise, and 0.6 to 3.3 with activation checkpointing.
-# Chosen after seeing these six configurations, so the errors there are not those of an unseen model.
-HEAP_SHARE, HEAP_SHARE_CHECKPOINTED = 0.30, 1.5
+# Gaps that the heap keeps between blocks, as a share of activations and logits: 0.29 to 0.41 measured by
+# benchmarks/memory_model.py with `allocator.keep_freed_memory`; none with `return_freed_memory`, which goes
+# with activation checkpointing.
+HEAP_SHARE = 0.35
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,7 @@ class MemorySettings:
     context: int
     activation_checkpointing: bool
     device_kind: DeviceKind
-    fragmented_heap: bool = True
+    dropout: float = 0.0
 
 
 def adapter_bytes(rank: int, shapes: Iterable[LinearShape]) -> int:
@@ -106,7 +116,7 @@ def estimate_memory(
     context: int,
     activation_checkpointing: bool,
     device_kind: DeviceKind,
-    fragmented_heap: bool = True,
+    dropout: float = 0.0,
 ) -> MemoryEstimate:
     """Predicted peak of a training run.
 
@@ -119,7 +129,7 @@ def estimate_memory(
         context: longest sequence that is evaluated.
         activation_checkpointing: keep only each layer's input and recompute the rest.
         device_kind: cpu or cuda.
-        fragmented_heap: the process uses glibc's default allocator settings (only matters on a CPU).
+        dropout: of the adapters; with any, layers run as PEFT has them and keep more.
 
     Raises:
         IncompatibleModelError: `target_modules` names a layer that the model does not have.
@@ -129,21 +139,14 @@ def estimate_memory(
     lines = [_weights(facts, strategy, item)]
     if micro_batch_tokens:
         lines += _trained(facts, strategy, rank, shapes)
-        activations = _activations(facts, rank, shapes, item, micro_batch_tokens, activation_checkpointing)
-        logits = _logits(facts, rank, shapes, item, micro_batch_tokens, activation_checkpointing)
-        lines += [activations, logits]
-        if device_kind == "cpu" and fragmented_heap:
-            lines.append(_heap(activations.bytes + logits.bytes, activation_checkpointing))
-    lines.append(
-        MemoryLine(
-            "kv cache",
-            2 * facts.layers * facts.kv_dim * context * item,
-            f"keys and values of one evaluated sequence of {context:,} tokens",
-            0.02,
-            "evaluation",
-        )
-    )
-    lines.append(_evaluation(facts, item, min(context, EVALUATION_CHUNK)))
+        per_layer = _layer_bytes(facts, rank, shapes, item, _way(facts, strategy, shapes, dropout))
+        lines += [
+            _activations(facts, per_layer, item, micro_batch_tokens, activation_checkpointing),
+            _logits(facts, item, micro_batch_tokens, device_kind),
+        ]
+        if device_kind == "cpu" and not activation_checkpointing:
+            lines.append(_heap(sum(line.bytes for line in lines if line.when == "training")))
+    lines += _evaluation(facts, strategy, item, context)
     lines.append(_runtime(device_kind))
     return _sum(tuple(lines))
 
@@ -160,7 +163,7 @@ def estimate_for(facts: ModelFacts, settings: MemorySettings) -> MemoryEstimate:
         context=settings.context,
         activation_checkpointing=settings.activation_checkpointing,
         device_kind=settings.device_kind,
-        fragmented_heap=settings.fragmented_heap,
+        dropout=settings.dropout,
     )
 
 
@@ -176,11 +179,8 @@ def calibrate(estimate: MemoryEstimate, measured_bytes: int) -> MemoryEstimate:
     become negative, every line is scaled. Afterwards the total is the measured one, within 3%.
     """
     assert measured_bytes > 0
-    peak = (
-        "training"
-        if _part(estimate.lines, "training") >= _part(estimate.lines, "evaluation")
-        else "evaluation"
-    )
+    training, evaluation = (_part(estimate.lines, when) for when in ("training", "evaluation"))
+    peak: When = "training" if training >= evaluation else "evaluation"
     difference = measured_bytes - estimate.total
     doubt = sum(line.bytes * line.band for line in estimate.lines if line.when in ("always", peak))
     share = difference / doubt if doubt else 0.0
@@ -193,6 +193,14 @@ def calibrate(estimate: MemoryEstimate, measured_bytes: int) -> MemoryEstimate:
         lines = [
             dataclasses.replace(line, bytes=round(line.bytes * scale), band=min(line.band, 0.03))
             for line in estimate.lines
+        ]
+    # What was measured as the peak bounds the other part too.
+    other: When = "evaluation" if peak == "training" else "training"
+    above = _part(lines, other) / max(1, _part(lines, peak))
+    if above > 1:
+        lines = [
+            dataclasses.replace(line, bytes=int(line.bytes / above)) if line.when == other else line
+            for line in lines
         ]
     low, high = round(measured_bytes * 0.97), round(measured_bytes * 1.03)
     return MemoryEstimate(tuple(lines), measured_bytes, low, high)
@@ -223,71 +231,108 @@ def _trained(facts: ModelFacts, strategy: str, rank: int, shapes: Sequence[Linea
     return [MemoryLine("adapters", size, text, 0.02)]
 
 
+def _way(facts: ModelFacts, strategy: str, shapes: Sequence[LinearShape], dropout: float) -> Way:
+    """How the layers will run (`training.fast_path` decides the same from the loaded modules)."""
+    if strategy != "lora":
+        return "plain"
+    whole = len(shapes) == len(facts.linear_shapes)
+    return "fused" if whole and not dropout and facts.model_type in FUSED else "adapted"
+
+
 def _activations(
-    facts: ModelFacts, rank: int, shapes: Sequence[LinearShape], item: int, tokens: int, checkpointing: bool
+    facts: ModelFacts, per_layer: int, item: int, tokens: int, checkpointing: bool
 ) -> MemoryLine:
-    per_layer = layer_activation_bytes(facts, rank, shapes, item)
     if checkpointing:
         kept = facts.layers * facts.hidden_size * item + per_layer
         text = f"inputs of {facts.layers} layers and one layer recomputed, for {tokens:,} tokens"
     else:
         kept = facts.layers * per_layer
         text = f"{per_layer / 1024:,.0f} KiB per token and layer, for {tokens:,} tokens"
-    size = (kept + _backward_bytes(facts, item) + 2 * facts.hidden_size * item) * tokens
+    size = (kept + _backward_bytes(facts, item)) * tokens
     return MemoryLine("activations", size, text, 0.10, "training")
 
 
 def _backward_bytes(facts: ModelFacts, item: int) -> int:
-    """Per token: gradients of one layer's widest tensors, beside what its backward pass consumes."""
-    return (4 * facts.intermediate_size + 4 * facts.hidden_size) * item
+    """Per token: one MLP's gradients, and the final hidden states and theirs, before and after the norm."""
+    return (4 * facts.intermediate_size + 6 * facts.hidden_size) * item
 
 
-def layer_activation_bytes(facts: ModelFacts, rank: int, shapes: Sequence[LinearShape], item: int) -> int:
-    """Bytes per token that autograd keeps for one decoder layer whose base weights are frozen.
+def _layer_bytes(facts: ModelFacts, rank: int, shapes: Sequence[LinearShape], item: int, way: Way) -> int:
+    """Bytes per token that a decoder layer with frozen base weights keeps for its backward pass.
 
-    Two norms keep their input in 32 bits; attention keeps q, k, v and its output; the gated MLP keeps
-    gate, its activation, up and their product; every adapter keeps the product with A, and shares its
-    input with its siblings.
+    Norms keep their input, attention q, k, v and its output, the gated MLP its input, gate and up; every
+    adapter keeps its product with A and shares its input with its siblings. Layers that are not fused also
+    keep a 32-bit copy for each norm, the activation and the product in the MLP; adapters that are not
+    fused a copy of each input in their own 32 bits.
     """
-    norms = 2 * facts.hidden_size * (4 if item == 4 else 4 + item)
-    normed = 2 * facts.hidden_size * item
-    attention = (2 * facts.q_dim + 2 * facts.kv_dim) * item
-    mlp = 4 * facts.intermediate_size * item
-    adapters = rank * item * sum(shape.count for shape in shapes) // max(1, facts.layers)
-    return norms + normed + attention + mlp + adapters
+    attention = 2 * facts.q_dim + 2 * facts.kv_dim
+    kept = (4 * facts.hidden_size + attention + 2 * facts.intermediate_size) * item
+    layers = max(1, facts.layers)
+    kept += rank * item * sum(shape.count for shape in shapes) // layers
+    if way == "fused":
+        return kept
+    kept += 2 * facts.hidden_size * (item if item == 4 else 4 + item) + 2 * facts.intermediate_size * item
+    if way == "adapted" and item != 4:
+        kept += 4 * sum(shape.inputs * shape.count for shape in shapes) // layers
+    return kept
 
 
-def _heap(freed: int, checkpointing: bool) -> MemoryLine:
-    share, band = (HEAP_SHARE_CHECKPOINTED, 0.6) if checkpointing else (HEAP_SHARE, 0.5)
-    text = f"freed blocks that the heap keeps, {share:.0%} of activations and logits"
-    return MemoryLine("allocator", round(share * freed), text, band, "training")
+def _heap(used: int) -> MemoryLine:
+    text = f"gaps in the heap, {HEAP_SHARE:.0%} of activations and logits"
+    return MemoryLine("allocator", round(HEAP_SHARE * used), text, 0.5, "training")
 
 
-def _logits(
-    facts: ModelFacts, rank: int, shapes: Sequence[LinearShape], item: int, tokens: int, checkpointing: bool
-) -> MemoryLine:
-    """Logits of one chunk. With checkpointing they are gone before the first layer is recomputed, so only
-    what they need beyond that layer counts.
+def _logits(facts: ModelFacts, item: int, tokens: int, device_kind: DeviceKind) -> MemoryLine:
+    """One chunk of logits: in the model's format, in 32 bits, and their gradient; with one block of scores.
+
+    They are not held at the same time, but the allocator keeps room for both.
     """
-    rows = min(LOGIT_CHUNK, tokens)
-    size = rows * facts.vocab_size * 4 * 3
-    text = f"{rows:,} positions x {facts.vocab_size:,} x 4 bytes, 3 times (logits, softmax, gradient)"
-    if checkpointing:
-        layer = layer_activation_bytes(facts, rank, shapes, item) + _backward_bytes(facts, item)
-        size, text = max(0, size - layer * tokens), text + ", less the recomputed layer"
+    rows = logit_rows(facts.vocab_size, tokens, device_kind)
+    size = rows * facts.vocab_size * (4 + 2 * item)
+    text = f"{rows:,} positions x {facts.vocab_size:,}, in {item} bytes twice and once in 4"
+    if device_kind == "cpu":
+        group = max(1, facts.heads // max(1, facts.kv_heads))
+        scores = min(SCORE_BLOCK, group * BLOCK_QUERIES * tokens)
+        size, text = size + scores * (4 + 2 * item), f"{text}; {scores:,} scores of attention"
     return MemoryLine("logits", size, text, 0.15, "training")
 
 
-def _evaluation(facts: ModelFacts, item: int, tokens: int) -> MemoryLine:
+def logit_rows(vocabulary: int, tokens: int, device_kind: DeviceKind) -> int:
+    """Positions whose logits exist at the same time."""
+    rows = max(MIN_LOGIT_ROWS, min(MAX_LOGIT_ROWS, LOGIT_CHUNK[device_kind] // vocabulary))
+    return min(rows, tokens)
+
+
+def _evaluation(facts: ModelFacts, strategy: str, item: int, context: int) -> list[MemoryLine]:
+    """What sequences under way hold, a batch's activations and logits, and all weights once more.
+
+    The copy is there while adapters are folded in, and again while an export is read back and compared.
+    """
+    position = 2 * facts.layers * facts.kv_dim * item
+    held = min(EVALUATION_CACHE, EVALUATION_CACHE_BYTES // position, EVALUATION_ROWS * context)
+    held = max(context, held)
     width = 4 * facts.hidden_size + 3 * facts.intermediate_size + 2 * facts.q_dim
-    size = width * item * tokens + min(LOGIT_CHUNK, tokens) * facts.vocab_size * 4 * 2
-    return MemoryLine(
-        "evaluation",
-        size,
-        f"one layer's activations and logits for a chunk of {tokens:,} tokens",
-        0.2,
-        "evaluation",
-    )
+    rows = max(1, min(EVALUATION_BATCH, EVALUATION_LOGITS // facts.vocab_size))
+    lines = [
+        MemoryLine(
+            "kv cache",
+            position * held,
+            f"keys and values of {held:,} tokens that are generated or read at once",
+            0.3,
+            "evaluation",
+        ),
+        MemoryLine(
+            "evaluation",
+            width * item * EVALUATION_BATCH + rows * facts.vocab_size * 4 * 2,
+            f"one layer's activations for {EVALUATION_BATCH:,} tokens, and their logits",
+            0.2,
+            "evaluation",
+        ),
+    ]
+    if strategy in ("lora", "full"):
+        text = "all weights once more: adapters folded in to evaluate, or the export read back"
+        lines.append(MemoryLine("second copy", facts.parameters * item, text, 0.05, "evaluation"))
+    return lines
 
 
 def _runtime(device_kind: DeviceKind) -> MemoryLine:

@@ -313,7 +313,7 @@ class _Builder:
         lora = self.settings.lora
         return MemorySettings(
             self.settings.strategy, lora.rank, lora.target_modules, self.settings.precision, micro, context,
-            checkpointing, device,
+            checkpointing, device, lora.dropout,
         )  # fmt: skip
 
     def _estimate(self, name: str, settings: MemorySettings) -> MemoryEstimate:

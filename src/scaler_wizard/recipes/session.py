@@ -33,6 +33,7 @@ from scaler_wizard.models.vocabulary import grow_vocabulary
 from scaler_wizard.planning.plan import PhasePlan, Plan
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.specs.grow import GrowJob, Strategy
+from scaler_wizard.training.fast_path import plan_fast_path
 from scaler_wizard.training.forward import check_head, make_objective
 from scaler_wizard.training.loop import TrainSettings, new_state, train
 from scaler_wizard.training.state import TrainState, load_state, save_state
@@ -222,6 +223,8 @@ class ModelSession:
             BreakerTrippedError, LimitError, InterruptedPhase: see `PhaseContext.steps`.
         """
         objective = make_objective("sft")
+        if not training.state.step:
+            context.note(f"training layers {plan_fast_path(self.adapted).sentence()}")
 
         def save(directory: Path) -> None:
             self.save(directory)

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from scaler_wizard.training.blocked_attention import blocked_attention, suits
+
 NAME = "scaler_varlen"
 
 
@@ -34,8 +36,9 @@ def varlen_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention within each segment.
 
-    Neighbouring segments of one length go through one call as a batch. `is_causal` selects the flash kernel
-    on CPU and GPU; only a segment longer than the model's sliding window needs a mask, of its own size.
+    Neighbouring segments of one length go through one call as a batch, on a CPU of few cores through
+    `blocked_attention`. `is_causal` selects the flash kernel on CPU and GPU; only a segment longer than the
+    model's sliding window needs a mask, of its own size.
 
     Args:
         query: [1, heads, T, head_dim]. key, value: [1, key-value heads, T, head_dim].
@@ -52,35 +55,27 @@ def varlen_attention(
     assert options.get("softcap") is None, "soft-capped attention is not plain softmax"
     assert options.get("s_aux") is None, "attention with sinks is not plain softmax"
     n_repeats = query.shape[1] // key.shape[1]
+    runs = [(length, len(list(group))) for length, group in groupby(segment_lengths)]
+    # Split, not sliced: the gradient of n slices is n tensors of full length, the gradient of a split is one.
+    sizes = [length * n_segments for length, n_segments in runs]
+    parts = zip(*(x[0].split_with_sizes(sizes, dim=1) for x in (query, key, value)), strict=True)
     outputs = []
-    start = 0
-    for length, group in groupby(segment_lengths):
-        n_segments = len(list(group))
-        end = start + length * n_segments
-        # [1, heads, n * length, d] -> [n, heads, length, d]
-        q, k, v = (_batched(x, start, n_segments, length) for x in (query, key, value))
-        windowed = sliding_window is not None and length > sliding_window
-        mask = _window_mask(length, sliding_window, query.device) if windowed and sliding_window else None
-        out = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=dropout,
-            scale=scaling,
-            is_causal=mask is None,
-            enable_gqa=n_repeats > 1,
-        )
+    for (length, n_segments), run in zip(runs, parts, strict=True):
+        # [heads, n * length, d] -> [n, heads, length, d]
+        q, k, v = (x.unflatten(1, (n_segments, length)).transpose(0, 1) for x in run)
+        if sliding_window is not None and length > sliding_window:
+            mask = _window_mask(length, sliding_window, query.device)
+            out = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, enable_gqa=n_repeats > 1
+            )
+        elif not dropout and suits(query, length):
+            out = blocked_attention(q, k, v, scaling)
+        else:
+            out = F.scaled_dot_product_attention(
+                q, k, v, dropout_p=dropout, scale=scaling, is_causal=True, enable_gqa=n_repeats > 1
+            )
         outputs.append(out.transpose(1, 2).flatten(0, 1))
-        start = end
-    return torch.cat(outputs)[None], None
-
-
-def _batched(x: Tensor, start: int, n_segments: int, length: int) -> Tensor:
-    """[1, heads, T, d] -> the segments from `start` on as [n_segments, heads, length, d]; a view."""
-    heads, width = x.shape[1], x.shape[3]
-    part = x[0, :, start : start + n_segments * length]
-    return part.reshape(heads, n_segments, length, width).transpose(0, 1)
+    return (torch.cat(outputs) if len(outputs) > 1 else outputs[0])[None], None
 
 
 def _window_mask(length: int, window: int, device: torch.device) -> Tensor:

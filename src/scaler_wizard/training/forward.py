@@ -6,7 +6,7 @@ The loop calls an `Objective`; a faster forward pass, attention or loss replaces
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from scaler_wizard.errors import IncompatibleModelError
 from scaler_wizard.losses.registry import LOSSES, ObjectiveName
 from scaler_wizard.losses.sft import Head, LossResult, head_logits
 from scaler_wizard.training.attention import packed_attention
+from scaler_wizard.training.fast_path import fast_path
 
 Objective = Callable[[Any, MicroBatch], LossResult]
 """(model, micro-batch) -> loss sum, targets, metrics."""
@@ -119,19 +120,25 @@ def check_head(model: Any, *, tolerance: float = 1e-3) -> None:
 
 
 @contextmanager
-def training_mode(model: Any, *, activation_checkpointing: bool = False) -> Iterator[None]:
-    """Train mode, packed attention and (if asked) activation checkpointing; all undone, eval mode after."""
+def training_mode(
+    model: Any, *, activation_checkpointing: bool = False, fused: bool = True
+) -> Iterator[None]:
+    """Train mode, packed attention, fused layers and (if asked) activation checkpointing.
+
+    All undone, and eval mode, after. Weights must not change inside.
+    """
     base = base_of(model)
     prompted = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
     if activation_checkpointing:
         base.activation_checkpointing_enable({"use_reentrant": False})
     try:
         model.train()
-        if prompted:
+        with ExitStack() as stack:
+            if not prompted:
+                stack.enter_context(packed_attention(base))
+            if fused:
+                stack.enter_context(fast_path(model))
             yield
-        else:
-            with packed_attention(base):
-                yield
     finally:
         model.eval()
         if activation_checkpointing:

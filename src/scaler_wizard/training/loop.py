@@ -16,6 +16,7 @@ import torch
 
 from scaler_wizard.data.batches import Batches, Step
 from scaler_wizard.errors import BreakerTrippedError
+from scaler_wizard.training.allocator import keep_freed_memory, return_freed_memory
 from scaler_wizard.training.forward import Objective, training_mode
 from scaler_wizard.training.memory import memory_bytes
 from scaler_wizard.training.randomness import step_randomness
@@ -47,6 +48,8 @@ class TrainSettings:
     """Seed of dropout and of every other draw inside a step."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more time for much less memory."""
+    fused: bool = True
+    """Run adapted layers, MLPs and norms as fused functions where they qualify (`fast_path.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +113,15 @@ def train(
             never applied.
     """
     device = torch.device(device)
+    if device.type == "cpu":
+        return_freed_memory() if settings.activation_checkpointing else keep_freed_memory()
     state = state if state is not None else new_state(model, settings)
     while state.step < settings.total_steps:
         try:
             # Per step, so that between two yields the model is in eval mode with its own attention.
-            with training_mode(model, activation_checkpointing=settings.activation_checkpointing):
+            with training_mode(
+                model, activation_checkpointing=settings.activation_checkpointing, fused=settings.fused
+            ):
                 result = _accumulate(model, batches.step(state.step), objective, settings, state, device)
             go_on = guard(result)
             if go_on and not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -56,10 +57,31 @@ def test_total_is_the_larger_of_training_and_evaluation(llama_1b: ModelFacts) ->
 def test_known_lines(llama_1b: ModelFacts) -> None:
     assert estimate(llama_1b).line("weights").bytes == 2 * llama_1b.parameters
     assert estimate(llama_1b, strategy="full").line("optimizer").bytes == 8 * llama_1b.parameters
-    assert estimate(llama_1b).line("kv cache").bytes == 2 * 22 * 256 * 2048 * 2
-    assert estimate(llama_1b).line("logits").bytes == 1024 * 32000 * 4 * 3
+    assert estimate(llama_1b).line("kv cache").bytes == 2 * 22 * 256 * 2 * (2**29 // (2 * 22 * 256 * 2))
+    assert estimate(llama_1b).line("logits").bytes == 1024 * 32000 * (4 + 2 + 2)
+    assert estimate(llama_1b).line("second copy").bytes == estimate(llama_1b).line("weights").bytes
     four_bit = estimate(llama_1b, strategy="qlora").line("weights").bytes
     assert 0.5 < (four_bit - 2 * 2 * 32000 * 2048) / llama_1b.linear_parameters < 0.53
+
+
+def test_logits_do_not_grow_with_vocabulary_times_sequence(llama_1b: ModelFacts) -> None:
+    """On a CPU at most 4 million numbers (or 32 rows) at a time, as `losses.sft` takes them."""
+    here = estimate(llama_1b, device_kind="cpu", micro_batch_tokens=4096).line("logits").bytes
+    for vocabulary, tokens in ((32_000, 65_536), (128_000, 4096)):
+        facts = dataclasses.replace(llama_1b, vocab_size=vocabulary)
+        there = estimate(facts, device_kind="cpu", micro_batch_tokens=tokens).line("logits").bytes
+        assert there < 1.05 * here
+
+
+def test_layers_that_are_not_fused_keep_more(llama_1b: ModelFacts) -> None:
+    """Dropout, a part of the layers, or a model type without fused layers."""
+    fused = estimate(llama_1b).line("activations").bytes
+    for changed in (
+        estimate(llama_1b, dropout=0.05),
+        estimate(llama_1b, target_modules=["q_proj", "v_proj"]),
+        estimate(dataclasses.replace(llama_1b, model_type="phi3")),
+    ):
+        assert changed.line("activations").bytes > 1.1 * fused
 
 
 @given(
@@ -91,13 +113,14 @@ def test_calibration_ends_at_the_measured_peak(llama_1b: ModelFacts, measured: i
         for when in ("always", "training", "evaluation")
     }
     assert found.total == measured
-    assert parts["always"] + parts["training"] == pytest.approx(measured, rel=1e-6)
+    peak = parts["always"] + max(parts["training"], parts["evaluation"])
+    assert peak == pytest.approx(measured, rel=1e-6)
     assert all(line.bytes >= 0 for line in found.lines)
     assert found.high - found.low <= 0.07 * measured
 
 
 def test_calibration_leaves_exact_lines_nearly_alone(llama_1b: ModelFacts) -> None:
-    before = estimate(llama_1b)
+    before = estimate(llama_1b, micro_batch_tokens=8192)
     after = calibrate(before, round(before.total * 1.1))
     weights = after.line("weights").bytes / before.line("weights").bytes
     activations = after.line("activations").bytes / before.line("activations").bytes

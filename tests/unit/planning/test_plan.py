@@ -156,7 +156,9 @@ def test_runtime_and_target_modules(tiny: ModelFacts) -> None:
 def test_checkpointing_only_when_needed_or_asked(llama_1b: ModelFacts) -> None:
     laptop, big = FAKES["laptop_8gb_gpu"], FAKES["a100_80gb"]
     assert not make_plan(job(), big, llama_1b).phase("P1").activation_checkpointing
-    assert make_plan(job(), laptop, llama_1b).phase("P1").activation_checkpointing
+    assert not make_plan(job(), laptop, llama_1b).phase("P1").activation_checkpointing
+    larger = job(training={"micro_batch_tokens": 8192})
+    assert make_plan(larger, laptop, llama_1b).phase("P1").activation_checkpointing
     asked = job(training={"activation_checkpointing": "on"})
     assert make_plan(asked, big, llama_1b).phase("P1").activation_checkpointing
 
