@@ -25,6 +25,7 @@ from scaler_wizard.losses.distill import (
 from scaler_wizard.losses.match import initial_projection
 from scaler_wizard.models.hashing import weights_sha256
 from scaler_wizard.models.load import load_model
+from scaler_wizard.models.tensor_files import Files
 from scaler_wizard.planning.facts import ModelFacts, read_facts
 from scaler_wizard.planning.locate import resolve_model
 from scaler_wizard.planning.plan import PhasePlan
@@ -37,7 +38,7 @@ from scaler_wizard.store.checkpoint_files import Checkpoint
 from scaler_wizard.training.distillation import distillation_objective
 from scaler_wizard.training.forward import Objective, base_of, head_of, make_objective
 from scaler_wizard.training.loop import Guard, StepResult, train
-from scaler_wizard.training.state import TrainState, save_state
+from scaler_wizard.training.state import TrainState, state_files
 from scaler_wizard.training.teacher import (
     CacheKey,
     TeacherCache,
@@ -119,10 +120,9 @@ class _Work:
         # The other training's losses, of another objective, say nothing about this one's.
         context.breaker.reset()
 
-        def save(directory: Path) -> None:
-            session.save(directory)
-            save_state(training.state, directory)
-            (directory / MARK_FILE).write_text(json.dumps({"part": part}) + "\n", encoding="utf-8")
+        def capture() -> Files:
+            mark = json.dumps({"part": part}).encode() + b"\n"
+            return {**session.files(), **state_files(training.state), MARK_FILE: mark}
 
         def begin(guard: Guard) -> Iterator[StepResult]:
             results = train(
@@ -131,7 +131,7 @@ class _Work:
             )  # fmt: skip
             return map(_on_labels, results)
 
-        for _ in context.steps(begin, save):
+        for _ in context.steps(begin, capture):
             pass
         return {**self._held_out().measure(), "steps": training.state.step}
 

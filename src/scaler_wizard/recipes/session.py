@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from scaler_wizard.data.batches import Batches
 from scaler_wizard.data.dataset import Dataset, load_dataset
@@ -25,17 +25,24 @@ from scaler_wizard.data.tokens import TokenizedData, TokenReport, tokenize_rows
 from scaler_wizard.evals.documents import MIN_DOCUMENTS
 from scaler_wizard.evals.suite import Suite
 from scaler_wizard.evals.tasks import TaskRow, row_from_conversation, row_from_example
-from scaler_wizard.models.adapter_io import read_adapter_tensors
-from scaler_wizard.models.adapters import adapters_off, attach, folded, load_adapter_state, save_adapter
+from scaler_wizard.models.adapter_io import adapter_files, read_adapter_tensors
+from scaler_wizard.models.adapters import (
+    adapters_off,
+    attach,
+    folded,
+    load_adapter_state,
+    trainable_parameters,
+)
 from scaler_wizard.models.load import load_model
 from scaler_wizard.models.rope import RopeSetting, applied_rope, apply_rope, remove_rope
+from scaler_wizard.models.tensor_files import Files, TensorFile, write_files
 from scaler_wizard.models.vocabulary import grow_vocabulary
 from scaler_wizard.planning.plan import PhasePlan, Plan
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.specs.grow import GrowJob, Strategy
 from scaler_wizard.training.forward import check_head, make_objective
 from scaler_wizard.training.loop import TrainSettings, new_state, train
-from scaler_wizard.training.state import TrainState, load_state, save_state
+from scaler_wizard.training.state import TrainState, load_state, state_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STATE_FILE = "session.json"
@@ -223,9 +230,8 @@ class ModelSession:
         """
         objective = make_objective("sft")
 
-        def save(directory: Path) -> None:
-            self.save(directory)
-            save_state(training.state, directory)
+        def capture() -> Files:
+            return {**self.files(), **state_files(training.state)}
 
         def begin(guard: Callable[[Any], bool]) -> Iterator[Any]:
             return train(
@@ -233,7 +239,7 @@ class ModelSession:
                 guard=guard, state=training.state, device=self.device,
             )  # fmt: skip
 
-        for _ in context.steps(begin, save):
+        for _ in context.steps(begin, capture):
             if until is not None and training.state.step >= until:
                 break
         return training.state.step
@@ -243,18 +249,17 @@ class ModelSession:
         load_state(training.state, directory)
 
     def save(self, directory: Path) -> None:
-        """Write trained weights and the rotary setting."""
-        if self.plan.strategy == "full":
-            tensors = {
-                name: value.detach().to("cpu").contiguous()
-                for name, value in self.adapted.named_parameters()
-                if value.requires_grad
-            }
-            save_file(tensors, directory / FULL_WEIGHTS)
-        else:
-            save_adapter(self.adapted, directory / "adapter")
+        """Write trained weights and the rotary setting; OSError when the disk refuses."""
+        write_files(self.files(), directory)
+
+    def files(self) -> Files:
+        """What `save` writes, the tensors still the model's own."""
         rope = self.rope.as_dict() if self.rope else None
-        (directory / STATE_FILE).write_text(json.dumps({"rope": rope}, indent=1) + "\n", encoding="utf-8")
+        state = json.dumps({"rope": rope}, indent=1).encode() + b"\n"
+        if self.plan.strategy == "full":
+            return {FULL_WEIGHTS: TensorFile(trainable_parameters(self.adapted)), STATE_FILE: state}
+        adapter = {f"adapter/{name}": content for name, content in adapter_files(self.adapted).items()}
+        return {**adapter, STATE_FILE: state}
 
     def load(self, directory: Path) -> None:
         """Become what `save` wrote (the checkpoint's hashes are verified by the caller)."""

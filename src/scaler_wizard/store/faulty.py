@@ -52,7 +52,7 @@ class FaultyFileSystem:
         self._enter("mkdir", path)
         OS.mkdir(path)
 
-    def write(self, path: Path, data: bytes) -> None:
+    def write(self, path: Path, data: bytes | memoryview) -> None:
         self._enter("write", path, data)
         OS.write(path, data)
 
@@ -88,7 +88,7 @@ class FaultyFileSystem:
         """
         self._restore(self._pin(self.root), target, loss, rng)
 
-    def _enter(self, call: str, path: Path, data: bytes = b"") -> None:
+    def _enter(self, call: str, path: Path, data: bytes | memoryview = b"") -> None:
         if self.crashed:
             raise SimulatedCrash
         number = len(self.calls)

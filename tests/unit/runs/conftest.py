@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from scaler_wizard.models.tensor_files import Files, write_files
 from scaler_wizard.report.cockpit import CockpitState
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.runs.engine import Engine, Outcome
@@ -53,7 +54,10 @@ class CountingRecipe:
         yield Phase("P3", "finish", self.measure, lambda context: GateRequest("Finish? Approve"))
 
     def save(self, directory: Path) -> None:
-        (directory / "weights.json").write_text(json.dumps({"weight": self.weight, "step": self.step}))
+        write_files(self.files(), directory)
+
+    def files(self) -> Files:
+        return {"weights.json": json.dumps({"weight": self.weight, "step": self.step}).encode()}
 
     def finish(self, context: PhaseContext, done: dict[str, Metrics]) -> Metrics:
         return {"weight": self.weight, "phases": list(done)}
@@ -84,7 +88,7 @@ class CountingRecipe:
                 self.step, self.weight = number, self.weight + 1
                 yield result
 
-        for _ in context.steps(begin, self.save):
+        for _ in context.steps(begin, self.files):
             pass
         steps, self.step = self.step, 0
         return {"perplexity": 6.0, "accuracy": 0.6, "steps": steps, "context": 128}
