@@ -25,6 +25,7 @@ from scaler_wizard.data.tokens import TokenizedData, TokenReport, tokenize_rows
 from scaler_wizard.evals.documents import MIN_DOCUMENTS
 from scaler_wizard.evals.suite import Suite
 from scaler_wizard.evals.tasks import TaskRow, row_from_conversation, row_from_example
+from scaler_wizard.inference.backoff import InferenceRoom
 from scaler_wizard.models.adapter_io import adapter_files, read_adapter_tensors
 from scaler_wizard.models.adapters import (
     adapters_off,
@@ -38,10 +39,12 @@ from scaler_wizard.models.rope import RopeSetting, applied_rope, apply_rope, rem
 from scaler_wizard.models.tensor_files import Files, TensorFile, write_files
 from scaler_wizard.models.vocabulary import grow_vocabulary
 from scaler_wizard.planning.plan import PhasePlan, Plan
+from scaler_wizard.recipes.within_memory import steps_within_memory
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.specs.grow import GrowJob, Strategy
+from scaler_wizard.training.backoff import MicroBatchSizes, SizedBatches
 from scaler_wizard.training.forward import check_head, make_objective
-from scaler_wizard.training.loop import TrainSettings, new_state, train
+from scaler_wizard.training.loop import TrainSettings, new_state
 from scaler_wizard.training.state import TrainState, load_state, state_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -55,9 +58,11 @@ FULL_WEIGHTS = "trained.safetensors"
 class Training:
     """One training of a phase, continued over rounds and over a resume."""
 
-    batches: Batches
+    batches: SizedBatches
     settings: TrainSettings
     state: TrainState
+    sizes: MicroBatchSizes
+    phase: PhasePlan
 
 
 class ModelSession:
@@ -93,6 +98,7 @@ class ModelSession:
         )  # fmt: skip
         self.adapted.eval()
         self.dataset: Dataset = load_dataset(job.dataset, job.training.seed, target_context)
+        self.room = InferenceRoom()
         self._rows: dict[int, TokenizedData] = {}
         self._held_out_texts: tuple[str, ...] | None = None
         self._measured_context: int | None = None
@@ -169,11 +175,12 @@ class ModelSession:
         return self._measured_context
 
     def suite(self, context: PhaseContext) -> Suite:
-        """The probes of this model."""
+        """The probes of this model. Limits that one measurement was brought down to hold for the next."""
+        self.room.on_halving = context.note
         return Suite(
             self.adapted, self.tokenizer, self.held_out_texts, self.task_rows(), self.job.evaluation,
             self.measured_context, self.job.training.seed, context.progress,
-            ends_turns=self.dataset.row_format != "text",
+            ends_turns=self.dataset.row_format != "text", room=self.room,
         )  # fmt: skip
 
     @contextmanager
@@ -220,7 +227,9 @@ class ModelSession:
             schedule=section.schedule, weight_decay=section.weight_decay, max_grad_norm=section.max_grad_norm,
             seed=section.seed, activation_checkpointing=phase.activation_checkpointing,
         )  # fmt: skip
-        return Training(batches, settings, new_state(self.adapted, settings))
+        sizes = MicroBatchSizes([(0, phase.micro_batch_tokens)])
+        sized = SizedBatches(batches, sizes)
+        return Training(sized, settings, new_state(self.adapted, settings), sizes, phase)
 
     def run(self, context: PhaseContext, training: Training, until: int | None = None) -> int:
         """Train until step `until` (all when None); returns the steps done. Every step is reported.
@@ -234,10 +243,7 @@ class ModelSession:
             return {**self.files(), **state_files(training.state)}
 
         def begin(guard: Callable[[Any], bool]) -> Iterator[Any]:
-            return train(
-                self.adapted, training.batches, objective, training.settings,
-                guard=guard, state=training.state, device=self.device,
-            )  # fmt: skip
+            return steps_within_memory(self, context, training, objective, guard)
 
         for _ in context.steps(begin, capture):
             if until is not None and training.state.step >= until:

@@ -1,8 +1,8 @@
 """The process that writes step checkpoints: `python -m scaler_wizard.store.checkpoint_writer RUN_DIR FD`.
 
-Reads one request a line on its standard input, commits the checkpoint from the shared buffer behind descriptor
-FD, and answers with one line. It imports no torch (0.2 s and 30 MB instead of 2 s and 400 MB), and being a
-process it does not take the interpreter from the training as a thread would.
+Reads one request a line on its standard input, commits the checkpoint from the shared buffer behind
+descriptor FD, and answers with one line. It imports no torch, so that it starts at once and stays small; and
+being a process it does not take the interpreter from the training as a thread would.
 
 When the worker dies, the commit under way is finished and then the input ends: a snapshot in memory is work
 done. The inherited run lock keeps every later attempt from starting before that.

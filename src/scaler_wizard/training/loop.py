@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from scaler_wizard.data.batches import Batches, Step
+from scaler_wizard.data.batches import Step, Steps
 from scaler_wizard.errors import BreakerTrippedError
 from scaler_wizard.training.forward import Objective, training_mode
 from scaler_wizard.training.memory import memory_bytes
@@ -86,7 +86,7 @@ def new_state(model: Any, settings: TrainSettings) -> TrainState:
 
 def train(
     model: Any,
-    batches: Batches,
+    batches: Steps,
     objective: Objective,
     settings: TrainSettings,
     *,

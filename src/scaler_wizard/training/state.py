@@ -76,6 +76,7 @@ class TrainState:
             master.grad = gradient.to(master.dtype)
             if gradient_scale != 1.0:
                 master.grad.mul_(gradient_scale)
+        self._allocate_moments()
         self.optimizer.param_groups[0]["lr"] = learning_rate
         self.optimizer.step()
         with torch.no_grad():
@@ -84,6 +85,16 @@ class TrainState:
                     self.parameters[name].copy_(master)
         self.clear_gradients()
         self.step += 1
+
+    def _allocate_moments(self) -> None:
+        """AdamW's zeros, each parameter's at once: where memory runs out, none is left half made."""
+        for master in self.masters.values():
+            if master.grad is not None and not self.optimizer.state[master]:
+                self.optimizer.state[master] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=master.device),
+                    "exp_avg": torch.zeros_like(master, memory_format=torch.preserve_format),
+                    "exp_avg_sq": torch.zeros_like(master, memory_format=torch.preserve_format),
+                }
 
     def clear_gradients(self) -> None:
         """Forget all gradients."""

@@ -1,4 +1,4 @@
-"""Step checkpoints written by the real writer process: what it commits, and what a disk or a kill does to it."""
+"""Step checkpoints by the real writer process: what it commits, and what a disk or a kill does to it."""
 
 from __future__ import annotations
 
