@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from scaler_wizard.evals.context_gate import ContextMeasurements
 from scaler_wizard.evals.multi_key import multi_key_probe
@@ -50,7 +50,7 @@ def _within_room(method: Callable[Concatenate[Suite, P], T]) -> Callable[Concate
     def measured(suite: Suite, *args: P.args, **kwargs: P.kwargs) -> T:
         return suite.room.run(lambda: method(suite, *args, **kwargs))
 
-    return measured
+    return cast("Callable[Concatenate[Suite, P], T]", measured)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def write_files(files: Files, directory: Path) -> None:
         with path.open("wb") as file:
             file.write(_header(content))
             for _, value in _sorted(content):
-                file.write(memoryview(_flat(value).cpu().numpy()))
+                file.write(_flat(value).cpu().numpy().data)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 
-from scaler_wizard.planning.facts import ModelFacts
+from scaler_wizard.planning.facts import ModelFacts, facts_digest
 from scaler_wizard.planning.hardware import Hardware
 from scaler_wizard.planning.memory import MemorySettings, estimate_for
 from scaler_wizard.store.learned_sizes import LearnedSize
@@ -44,6 +44,21 @@ def learned_cap(key: str, learned: Iterable[LearnedSize], memory_available: int)
     if newest is None or memory_available > ROOMIER * newest.memory_available:
         return None
     return newest
+
+
+def learned_size(
+    facts: ModelFacts, hardware: Hardware, settings: MemorySettings, learned: Iterable[LearnedSize]
+) -> tuple[int, tuple[str, ...]]:
+    """The settings' micro-batch, or the smaller one that an earlier run was brought down to, with a note."""
+    key = learned_key(facts_digest(facts), machine_key(hardware), settings)
+    cap = learned_cap(key, learned, hardware.memory_available)
+    if cap is None or cap.tokens >= settings.micro_batch_tokens:
+        return settings.micro_batch_tokens, ()
+    note = (
+        f"micro-batches of at most {cap.tokens:,} tokens at a context of {settings.context:,}: an earlier "
+        "run of this model on this machine ran out of memory with more"
+    )
+    return cap.tokens, (note,)
 
 
 def corrected_size(

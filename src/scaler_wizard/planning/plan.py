@@ -37,7 +37,7 @@ from scaler_wizard.planning.memory import (
     estimate_for,
     with_line,
 )
-from scaler_wizard.planning.micro_batch import learned_cap, learned_key, machine_key
+from scaler_wizard.planning.micro_batch import learned_size
 from scaler_wizard.planning.settings import LoraPlan, Settings, resolve
 from scaler_wizard.planning.templates import SHIPPED, Template
 from scaler_wizard.specs.grow import GrowJob
@@ -372,16 +372,9 @@ class _Builder:
 
     def _cap(self, settings: MemorySettings) -> int:
         """The settings' micro-batch, or the smaller one that an earlier run was brought down to."""
-        hardware = self.settings.hardware
-        key = learned_key(facts_digest(self.facts), machine_key(hardware), settings)
-        cap = learned_cap(key, self.learned, hardware.memory_available)
-        if cap is None or cap.tokens >= settings.micro_batch_tokens:
-            return settings.micro_batch_tokens
-        self.notes.append(
-            f"micro-batches of at most {cap.tokens:,} tokens at a context of {settings.context:,}: an "
-            "earlier run of this model on this machine ran out of memory with more"
-        )
-        return cap.tokens
+        tokens, note = learned_size(self.facts, self.settings.hardware, settings, self.learned)
+        self.notes.extend(note)
+        return tokens
 
     def _evaluation_seconds(self, context: int, passes: int) -> float:
         evaluation = self.job.evaluation

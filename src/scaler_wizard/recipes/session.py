@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 
 from scaler_wizard.data.batches import Batches
 from scaler_wizard.data.dataset import Dataset, load_dataset
+from scaler_wizard.data.join import join_rows
 from scaler_wizard.data.rows import Row
 from scaler_wizard.data.token_rows import TokenRow
 from scaler_wizard.data.tokens import TokenizedData, TokenReport, tokenize_rows
@@ -283,22 +283,3 @@ class ModelSession:
     def token_report(self) -> TokenReport:
         """What tokenising the training rows at the base context found."""
         return self.rows_at(self.base_context).report
-
-
-def join_rows(rows: Sequence[TokenRow], context: int) -> Iterator[TokenRow]:
-    """Rows joined in order until the next one would pass `context` tokens; every token is kept."""
-    held: list[TokenRow] = []
-    length = 0
-    for row in rows:
-        if held and length + len(row.ids) > context:
-            yield _joined(held)
-            held, length = [], 0
-        held.append(row)
-        length += len(row.ids)
-    if held:
-        yield _joined(held)
-
-
-def _joined(rows: Sequence[TokenRow]) -> TokenRow:
-    ids = np.concatenate([row.ids for row in rows])
-    return TokenRow(rows[0].number, ids, np.concatenate([row.trained for row in rows]))

@@ -96,7 +96,7 @@ class FaultyFileSystem:
         if number != self.fail_at:
             return
         if data and self.fault != "crash":
-            (OS.append if call == "append" else OS.write)(path, data[: len(data) // 2])
+            (OS.append if call == "append" else OS.write)(path, bytes(data[: len(data) // 2]))
         if self.fault in ("crash", "torn_crash"):
             self.crashed = True
             raise SimulatedCrash
