@@ -89,7 +89,7 @@ def measure(steps: int, every: float, strategy: str, shape: dict[str, int], fold
         if done is not None:
             written.append(done)
         if checkpoints.due() and result.step > 1:
-            checkpoints.begin("P1", result.step, capture())
+            checkpoints.begin("P1", result.step, capture)
         last = time.perf_counter()
         stalled += last - now
     seconds = time.perf_counter() - begun

@@ -7,6 +7,7 @@ workspace's memory of what did not fit.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -62,7 +63,8 @@ def steps_within_memory(
             keeper.measure(result)
             yield result
     finally:
-        keeper.mark(active=False)
+        with contextlib.suppress(OSError):  # a full disk is reported by what must be written
+            keeper.mark(active=False)
 
 
 @dataclass

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scaler_wizard.errors import BreakerTrippedError, LimitError
+from scaler_wizard.errors import BreakerTrippedError, CheckpointError, LimitError
 from scaler_wizard.models.tensor_files import Files
 from scaler_wizard.runs.link import HostLink
 from scaler_wizard.runs.step_checkpoints import StepCheckpoint, StepCheckpoints
@@ -117,7 +117,7 @@ class PhaseContext:
             self._resume_point = (result.step, capture)
             self._report_saved(self.step_checkpoints.poll())
             if self.step_checkpoints.due():
-                self.step_checkpoints.begin(self.phase, result.step, capture())
+                self._snapshot(result.step, capture)
             self._beat()
             yield result
         if self._stopped_at is not None:
@@ -152,13 +152,21 @@ class PhaseContext:
         """Wait for the step checkpoint under way: whoever stages a checkpoint must be the only one."""
         self._report_saved(self.step_checkpoints.wait())
 
+    def _snapshot(self, step: int, capture: CaptureStep) -> None:
+        """Begin a step checkpoint; where there is no memory for the copy, the training goes on without it."""
+        try:
+            self.step_checkpoints.begin(self.phase, step, capture)
+        except CheckpointError as error:
+            self.step_checkpoints.restart_clock()
+            self.note(f"no checkpoint at step {step}: {error.found}; earlier checkpoints are intact")
+
     def _save_step(self) -> None:
         """Commit a step checkpoint of the training under way and wait for it; nothing where there is none."""
         self.settle()
         if self._resume_point is None:
             return
         step, capture = self._resume_point
-        self.step_checkpoints.begin(self.phase, step, capture())
+        self.step_checkpoints.begin(self.phase, step, capture)
         self.settle()
 
     def _report_saved(self, saved: StepCheckpoint | None) -> None:

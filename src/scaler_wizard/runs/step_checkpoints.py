@@ -72,8 +72,8 @@ class StepCheckpoints:
         """The next one is due a whole interval from now."""
         self._next = self._clock() + self.every_sec
 
-    def begin(self, phase: str, step: int, files: Files) -> None:
-        """Copy the files' contents and hand them to the writer; returns when they are copied.
+    def begin(self, phase: str, step: int, capture: Callable[[], Files]) -> None:
+        """Copy what `capture` names and hand it to the writer; returns when it is copied.
 
         Raises:
             CheckpointError: no memory for the copy, or no writer could be started.
@@ -81,7 +81,7 @@ class StepCheckpoints:
         assert not self.busy, "one checkpoint at a time: look at `due` or call `wait`"
         started = time.perf_counter()
         try:
-            image = image_of(files)
+            image = image_of(capture())
             self._buffer = self._buffer or SharedBuffer()
             image.write(self._buffer.view(image.size))
             writer = self._start_writer()
@@ -92,10 +92,10 @@ class StepCheckpoints:
             writer.stdin.write(request.line())
         except BrokenPipeError:
             pass  # a writer that died is met when its answer is waited for
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             self._pending = None
             raise CheckpointError(
-                f"the checkpoint of step {step} could not be copied for writing ({error.strerror})",
+                f"the checkpoint of step {step} could not be copied in memory ({error or type(error).__name__})",
                 "memory for one copy of what is trained, and one more process",
                 "free some memory, then resume; the earlier checkpoints are intact",
             ) from error

@@ -38,6 +38,8 @@ class CountingRecipe:
     step: int = 0
     candidates_made: int = 0
     pace: float = 0.0
+    ballast: int = 0
+    """Bytes that every checkpoint carries besides."""
     before_step: Callable[[int], None] = lambda step: None
 
     def restore(self, checkpoint: Checkpoint | None, done: dict[str, Metrics]) -> None:
@@ -57,7 +59,8 @@ class CountingRecipe:
         write_files(self.files(), directory)
 
     def files(self) -> Files:
-        return {"weights.json": json.dumps({"weight": self.weight, "step": self.step}).encode()}
+        state = json.dumps({"weight": self.weight, "step": self.step}).encode()
+        return {"weights.json": state, "ballast": bytes(self.ballast)}
 
     def finish(self, context: PhaseContext, done: dict[str, Metrics]) -> Metrics:
         return {"weight": self.weight, "phases": list(done)}
@@ -114,10 +117,15 @@ class Bench:
     memory: Callable[[], int] = lambda: 0
     ask: str = "auto_approve"
     breaker: dict[str, Any] = field(default_factory=dict)
+    checkpoint_every_sec: float = 60.0
 
     def engine(self, recipe: CountingRecipe, link: HostLink | None = None, attempt: int = 1) -> Engine:
         safety = SafetySection.parse(
-            {"gates": {"ask": self.ask, "response_window_sec": 30}, "circuit_breaker": self.breaker}
+            {
+                "gates": {"ask": self.ask, "response_window_sec": 30},
+                "circuit_breaker": self.breaker,
+                "checkpoint_every_sec": self.checkpoint_every_sec,
+            }
         )
         state = CockpitState(
             self.run_dir.identity().uuid, total_memory=1000, response_window_sec=30, audit={"contract": "x"}

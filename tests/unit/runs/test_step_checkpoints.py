@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +28,7 @@ from scaler_wizard.store.durable import is_disk_full
 from scaler_wizard.store.faulty import FaultyFileSystem
 from scaler_wizard.store.lock import RunLock, inherited_descriptors, is_locked
 from scaler_wizard.store.rundir import RunDir
+from scaler_wizard.store.workspace import Workspace
 
 MIXED = {
     "b": torch.arange(6, dtype=torch.float32).reshape(2, 3),
@@ -82,7 +85,7 @@ def test_the_writer_commits_what_the_tensors_were_at_the_snapshot(
     run: RunDir, steps: StepCheckpoints
 ) -> None:
     weights = torch.ones(100_000)
-    steps.begin("P1", 5, {"w.safetensors": TensorFile({"w": weights})})
+    steps.begin("P1", 5, lambda: {"w.safetensors": TensorFile({"w": weights})})
     weights.fill_(2.0)  # the training goes on
     done = steps.wait()
     assert done is not None
@@ -98,7 +101,7 @@ def test_the_writer_commits_what_the_tensors_were_at_the_snapshot(
 
 def test_the_buffer_is_used_again_and_grows(run: RunDir, steps: StepCheckpoints) -> None:
     for number, size in enumerate((1000, 50_000, 10), start=1):
-        steps.begin("P1", number, files(float(number), size))
+        steps.begin("P1", number, partial(files, float(number), size))
         assert steps.wait() is not None
         newest = CheckpointStore(run).newest_verified().checkpoint
         assert newest is not None
@@ -114,7 +117,7 @@ def test_the_next_one_is_due_after_the_interval_and_not_while_the_writer_works(r
         assert not steps.due()
         now[0] = 10.0
         assert steps.due()
-        steps.begin("P1", 1, files())
+        steps.begin("P1", 1, files)
         now[0] = 50.0
         assert not steps.due(), "busy: this one is left out"
         steps.wait()
@@ -129,7 +132,7 @@ def test_a_slow_snapshot_makes_the_next_one_later(run: RunDir) -> None:
     now = [0.0]
     steps = StepCheckpoints(run, 1, every_sec=0.0, clock=lambda: now[0])
     try:
-        steps.begin("P1", 1, files(numbers=2_000_000))
+        steps.begin("P1", 1, partial(files, numbers=2_000_000))
         done = steps.wait()
         assert done is not None
         now[0] = 99 * done.snapshot_seconds
@@ -144,19 +147,19 @@ def test_a_file_that_cannot_be_written_is_a_failure_and_leaves_the_old_ones(
     run: RunDir, steps: StepCheckpoints
 ) -> None:
     """A real refusal by the kernel: the writer may not make files of more than 1 MiB."""
-    steps.begin("P1", 1, files())
+    steps.begin("P1", 1, files)
     first = steps.wait()
     assert first is not None
     (writer,) = children()
     resource.prlimit(writer, resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-    steps.begin("P1", 2, files(numbers=1_000_000))
+    steps.begin("P1", 2, partial(files, numbers=1_000_000))
     with pytest.raises(CheckpointError, match="File too large") as caught:
         steps.wait()
     assert not is_disk_full(caught.value)
     found = CheckpointStore(run).newest_verified()
     assert found.checkpoint is not None
     assert (found.checkpoint.name, found.quarantined) == (first.checkpoint, ())
-    steps.begin("P1", 3, files())
+    steps.begin("P1", 3, files)
     third = steps.wait()
     assert third is not None
     assert third.step == 3, "the next one is written from new bytes"
@@ -195,10 +198,10 @@ def test_a_full_disk_is_told_apart_and_gives_its_space_back(tmp_path: Path) -> N
         run = RunDir.create(tmp_path / "disk" / "run", "run")
         steps = StepCheckpoints(run, 1, every_sec=60.0)
         try:
-            steps.begin("P1", 1, files(numbers=100_000))
+            steps.begin("P1", 1, partial(files, numbers=100_000))
             assert steps.wait() is not None
             free = os.statvfs(run.path).f_bavail
-            steps.begin("P1", 2, files(numbers=1_000_000))
+            steps.begin("P1", 2, partial(files, numbers=1_000_000))
             with pytest.raises(CheckpointError, match="No space left") as caught:
                 steps.wait()
             assert is_disk_full(caught.value)
@@ -247,7 +250,7 @@ def test_a_killed_writer_costs_one_checkpoint_and_three_end_the_run(
     run: RunDir, steps: StepCheckpoints
 ) -> None:
     for number in range(1, MAX_DEATHS + 1):
-        steps.begin("P1", number, files())
+        steps.begin("P1", number, files)
         (writer,) = children()
         os.kill(writer, signal.SIGSTOP)  # so that it cannot have finished
         os.kill(writer, signal.SIGKILL)
@@ -270,8 +273,9 @@ from pathlib import Path
 from scaler_wizard.models.tensor_files import TensorFile
 from scaler_wizard.runs.step_checkpoints import StepCheckpoints
 from scaler_wizard.store.rundir import RunDir
+from scaler_wizard.store.workspace import Workspace
 steps = StepCheckpoints(RunDir(Path(sys.argv[1])), 1, 60.0)
-steps.begin("P1", 1, {"w": TensorFile({"w": torch.ones(5_000_000)})})
+steps.begin("P1", 1, lambda: {"w": TensorFile({"w": torch.ones(5_000_000)})})
 os.kill(os.getpid(), 9)
 """
     with RunLock.acquire(run.lock) as lock:
@@ -303,8 +307,75 @@ def test_a_request_cannot_leave_its_checkpoint(run: RunDir) -> None:
 
 def test_nothing_is_left_behind(run: RunDir) -> None:
     steps = StepCheckpoints(run, 1, every_sec=60.0)
-    steps.begin("P1", 1, files())
+    steps.begin("P1", 1, files)
     steps.close()
     assert children() == []
     assert not steps.busy
     assert CheckpointStore(run).head().step == "P1-0002", "close lets the commit finish"
+
+
+# In a run
+
+
+def test_a_training_is_saved_beside_and_continued_from_its_newest_step(bench: Any, counting: Any) -> None:
+    bench.checkpoint_every_sec = 0.01
+
+    def killed(step: int) -> None:
+        if step == 9:
+            raise KeyError("killed here")
+
+    with pytest.raises(KeyError):
+        bench.execute(counting(losses=[2.0] * 12, pace=0.1, before_step=killed))
+    saved = bench.events("step_saved")
+    assert saved
+    assert all(event.snapshot_seconds < 0.1 for event in saved)
+    newest = CheckpointStore(bench.run_dir).newest_verified().checkpoint
+    assert newest is not None
+    assert newest.step >= saved[-1].step > 0
+    again = counting(losses=[2.0] * 12)
+    assert bench.execute(again, attempt=2).status == "completed"
+    assert again.weight == 12
+    first = [event.step for event in bench.events("step") if event.seq > bench.events("run_started")[1].seq]
+    assert first[0] == newest.step + 1
+
+
+def test_a_full_disk_pauses_the_run_and_with_space_it_goes_on(
+    tmp_path: Path, bench: Any, counting: Any
+) -> None:
+    folder = tmp_path / "disk"
+    unmount = mount_small(folder)
+    try:
+        bench.run_dir = Workspace.create(folder / "space").new_run_dir("full")
+        bench.checkpoint_every_sec = 0.01
+        recipe = counting(losses=[2.0] * 200, pace=0.05)
+
+        def grow(step: int) -> None:
+            recipe.ballast = 2_500_000 if step > 5 else 100_000
+
+        recipe.before_step = grow
+        outcome = bench.execute(recipe)
+        assert outcome.status == "paused", outcome
+        assert "No space left on device" in outcome.reason
+        assert "free some space" in outcome.advice
+        before = CheckpointStore(bench.run_dir).newest_verified()
+        assert before.checkpoint is not None
+        assert before.quarantined == ()
+        assert bench.events("run_ended")[-1].status == "paused"
+        subprocess.run(["mount", "-o", "remount,size=32m", str(folder)], check=True)
+        again = counting(losses=[2.0] * 20, ballast=2_500_000)
+        assert bench.execute(again, attempt=2).status == "completed"
+        assert again.weight == 20
+    finally:
+        unmount()
+
+
+def test_a_disk_full_at_the_end_of_a_phase_pauses_too(tmp_path: Path, bench: Any, counting: Any) -> None:
+    folder = tmp_path / "disk"
+    unmount = mount_small(folder)
+    try:
+        bench.run_dir = Workspace.create(folder / "space").new_run_dir("full")
+        outcome = bench.execute(counting(ballast=3_000_000))
+        assert outcome.status == "paused"
+        assert "phase P0 could not be written (No space left on device)" in outcome.reason
+    finally:
+        unmount()
