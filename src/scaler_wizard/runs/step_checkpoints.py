@@ -95,7 +95,7 @@ class StepCheckpoints:
         except (OSError, MemoryError) as error:
             self._pending = None
             raise CheckpointError(
-                f"the checkpoint of step {step} could not be copied in memory ({error or type(error).__name__})",
+                f"the checkpoint of step {step} could not be copied ({error or type(error).__name__})",
                 "memory for one copy of what is trained, and one more process",
                 "free some memory, then resume; the earlier checkpoints are intact",
             ) from error
