@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
+from scaler_wizard.errors import TrainingMemoryError
 from scaler_wizard.planning.facts import read_facts
 from scaler_wizard.planning.hardware import probe_hardware
 from scaler_wizard.planning.memory import DeviceKind, MemorySettings
 from scaler_wizard.planning.micro_batch import corrected_size, learned_key, machine_key
 from scaler_wizard.planning.plan import ENOUGH_TOKENS
 from scaler_wizard.runs.context import PhaseContext
+from scaler_wizard.safety.limits import check_memory
 from scaler_wizard.store.learned_sizes import Cause, LearnedSize, remember
 from scaler_wizard.store.training_mark import (
     TrainingMark,
@@ -32,6 +34,7 @@ from scaler_wizard.training.backoff import Halving, halve, train_within_memory
 from scaler_wizard.training.forward import Objective
 from scaler_wizard.training.loop import Guard, StepResult
 from scaler_wizard.training.memory import peak_memory_bytes, reset_peak
+from scaler_wizard.training.out_of_memory import release_memory
 
 if TYPE_CHECKING:
     from scaler_wizard.recipes.session import ModelSession, Training
@@ -61,6 +64,7 @@ def steps_within_memory(
             on_halving=keeper.halved, guard=guard, state=training.state, device=session.device,
         ):  # fmt: skip
             keeper.measure(result)
+            keeper.relieve()
             yield result
     finally:
         with contextlib.suppress(OSError):  # a full disk is reported by what must be written
@@ -102,11 +106,29 @@ class _Keeper:
         """Keep the new size, and say so, before the step is repeated."""
         self.mark(active=True)
         self._learn(halving.tokens, cause)
+        what, then = "memory ran out at", "it is repeated with"
+        if cause == "measured":
+            what, then = "too much memory was in use before", "from there on there are"
         self.context.note(
-            f"memory ran out at step {halving.step} with forward passes of {halving.tokens_before:,} tokens "
-            f"({halving.passes_before} a step); the step is repeated with at most {halving.tokens:,} "
-            f"({halving.passes} a step). Every step keeps its rows and their order ({halving.found})"
+            f"{what} step {halving.step} with forward passes of {halving.tokens_before:,} tokens "
+            f"({halving.passes_before} a step); {then} at most {halving.tokens:,} ({halving.passes} a step). "
+            f"Every step keeps its rows and their order ({halving.found})"
         )
+
+    def relieve(self) -> None:
+        """Smaller steps from the next one on where more than the contract allows is in use.
+
+        On a CPU this comes long before an allocation fails: the system promises memory it does not have.
+        """
+        context, training = self.context, self.training
+        used, limit = context.read_memory(), context.memory_limit
+        if check_memory(used, limit) != "over":
+            return
+        release_memory()
+        found = f"{used / 2**30:.2f} GiB of {limit.limit_bytes / 2**30:.2f} GiB"
+        # One row a pass already: then the engine stops the run, with advice, if it is still too much.
+        with contextlib.suppress(TrainingMemoryError):
+            self.halved(halve(training.batches, training.sizes, training.state.step, found), "measured")
 
     def measure(self, result: StepResult) -> None:
         """After the first step of a training whose size nobody fixed: correct it by what the step took."""

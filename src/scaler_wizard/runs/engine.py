@@ -33,6 +33,7 @@ from scaler_wizard.store.rundir import Outcome as Status
 from scaler_wizard.store.rundir import RunDir
 from scaler_wizard.store.snapshots import Snapshot, changelog, read_snapshots, write_snapshot
 from scaler_wizard.store.workspace import Workspace
+from scaler_wizard.training.out_of_memory import is_out_of_memory
 
 POLL_SEC = 0.2
 BREAKER_GATE = "breaker"
@@ -85,6 +86,14 @@ class Engine:
             outcome = self._tripped(error)
         except ScalerError as error:
             outcome = ended_by(error)
+        except (MemoryError, RuntimeError, OSError) as error:
+            # Steps and measurements make room for themselves; loading, folding and exporting cannot.
+            if not is_out_of_memory(error):
+                raise
+            outcome = Outcome(
+                "failed", f"memory ran out outside of training and measuring ({str(error)[:200]})",
+                "close other programs or take a smaller model, then `scaler resume`",
+            )  # fmt: skip
         finally:
             # Also of a worker that leaves by an error: the lock it passed on ends with the writer.
             self.step_checkpoints.close()

@@ -379,3 +379,14 @@ def test_a_disk_full_at_the_end_of_a_phase_pauses_too(tmp_path: Path, bench: Any
         assert "phase P0 could not be written (No space left on device)" in outcome.reason
     finally:
         unmount()
+
+
+def test_memory_that_runs_out_elsewhere_ends_the_run_in_words(bench: Any, counting: Any) -> None:
+    def exhausted(step: int) -> None:
+        raise MemoryError("cannot allocate 5 GB")
+
+    outcome = bench.execute(counting(before_step=exhausted))
+    assert outcome.status == "failed"
+    assert "memory ran out" in outcome.reason
+    assert "scaler resume" in outcome.advice
+    assert bench.events("run_ended")[-1].reason == outcome.reason
