@@ -70,6 +70,14 @@ class DoesNotFitError(LimitError):
     """The job needs more memory or disk than this machine has; `todo` says what would fit."""
 
 
+class TrainingMemoryError(LimitError):
+    """A training step that fits in no size; what was done before giving up is in the events."""
+
+
+class EvaluationMemoryError(LimitError):
+    """A measurement that fits in no size. The training before it is not in question."""
+
+
 class DataError(ScalerError):
     """A dataset that cannot be used."""
 

@@ -26,6 +26,7 @@ from scaler_wizard.recipes.session import ModelSession, Training
 from scaler_wizard.report.cockpit import CockpitState
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.runs.link import HostLink
+from scaler_wizard.runs.step_checkpoints import StepCheckpoints
 from scaler_wizard.runs.telemetry import Telemetry
 from scaler_wizard.safety.breaker import Breaker
 from scaler_wizard.safety.limits import MemoryLimit
@@ -108,10 +109,11 @@ def context(tmp_path: Path) -> Iterator[PhaseContext]:
     )
     phase = PhaseContext(
         "P1", run, CheckpointStore(run), telemetry, HostLink(None, run.id, 1), Breaker(BreakerSection()),
-        limit, lambda: 0,
+        limit, lambda: 0, StepCheckpoints(run, 1, 60.0),
     )  # fmt: skip
     phase.start("adapt")
     yield phase
+    phase.step_checkpoints.close()
     telemetry.close()
 
 

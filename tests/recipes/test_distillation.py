@@ -24,6 +24,7 @@ from scaler_wizard.report.cockpit import CockpitState
 from scaler_wizard.runs.context import InterruptedPhase, PhaseContext
 from scaler_wizard.runs.link import HostLink
 from scaler_wizard.runs.phase import Metrics
+from scaler_wizard.runs.step_checkpoints import StepCheckpoints
 from scaler_wizard.runs.telemetry import Telemetry
 from scaler_wizard.safety.breaker import Breaker
 from scaler_wizard.safety.limits import MemoryLimit
@@ -63,6 +64,7 @@ class Stage:
         context = PhaseContext(
             "P4", self.run, CheckpointStore(self.run), telemetry, link or Caller(),
             Breaker(self.job.safety.circuit_breaker), MemoryLimit(1 << 40), lambda: 0,
+            StepCheckpoints(self.run, 1, 60.0),
         )  # fmt: skip
         section = self.job.scaling.distillation
         assert section is not None
@@ -70,6 +72,7 @@ class Stage:
         try:
             return distil(context, self.session, section, phase, self.run.path / "teacher", partial)
         finally:
+            context.step_checkpoints.close()
             telemetry.close()
 
     def weights(self) -> str:

@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +71,13 @@ class Step:
     def n_labels(self) -> int:
         """Targets of the step: the divisor of its loss."""
         return sum(micro.n_labels for micro in self.micro_batches)
+
+
+class Steps(Protocol):
+    """What a training loop needs of batches."""
+
+    def step(self, index: int) -> Step:
+        """The micro-batches of step `index` (from 0)."""
 
 
 def collate(rows: Iterable[TokenRow]) -> MicroBatch:
@@ -210,9 +218,13 @@ class Batches:
         """The same steps in larger or smaller forward passes: what is left to do when memory ran out."""
         other = object.__new__(Batches)
         other.__dict__.update(self.__dict__)
-        longest = max(self._rows.longest, self._text.longest)
-        other.micro_batch_tokens = max(micro_batch_tokens, longest)
+        other.micro_batch_tokens = max(micro_batch_tokens, self.longest)
         return other
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row: no forward pass can be smaller for certain."""
+        return max(self._rows.longest, self._text.longest)
 
     def rows_of(self, index: int) -> list[TokenRow]:
         """The rows of step `index` (from 0), the replayed ones last."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from scaler_wizard.evals.tokenizing import Tokenizer
 from scaler_wizard.inference.generate import generate, stop_token_ids
-from scaler_wizard.inference.modes import DEFAULT_LIMITS, InferenceLimits
+from scaler_wizard.inference.modes import InferenceLimits
 from scaler_wizard.inference.progress import OnProgress, no_progress
 from scaler_wizard.inference.requests import Request
 
@@ -27,7 +27,7 @@ def generate_batch(
     *,
     temperature: float = 0.0,
     seeds: Sequence[int] | None = None,
-    limits: InferenceLimits = DEFAULT_LIMITS,
+    limits: InferenceLimits | None = None,
     on_progress: OnProgress = no_progress,
 ) -> list[list[int]]:
     """Continue every prompt until a stop token or `max_new_tokens`; the stop token is not returned.

@@ -6,8 +6,9 @@ Binds what every probe call shares; what the numbers mean for a phase is the rec
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from scaler_wizard.evals.context_gate import ContextMeasurements
 from scaler_wizard.evals.multi_key import multi_key_probe
@@ -20,6 +21,7 @@ from scaler_wizard.evals.sanity import sanity_probe
 from scaler_wizard.evals.settings import ProbeSettings
 from scaler_wizard.evals.tasks import TaskRow, task_probe
 from scaler_wizard.evals.tokenizing import Tokenizer
+from scaler_wizard.inference.backoff import InferenceRoom
 from scaler_wizard.inference.progress import OnProgress
 from scaler_wizard.specs.grow import EvaluationSection
 
@@ -37,6 +39,20 @@ class Reference:
     recency: RecencyResult
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _within_room(method: Callable[Concatenate[Suite, P], T]) -> Callable[Concatenate[Suite, P], T]:
+    """Measured again within smaller limits where memory runs out."""
+
+    @wraps(method)
+    def measured(suite: Suite, *args: P.args, **kwargs: P.kwargs) -> T:
+        return suite.room.run(lambda: method(suite, *args, **kwargs))
+
+    return cast("Callable[Concatenate[Suite, P], T]", measured)
+
+
 @dataclass(frozen=True)
 class Suite:
     """Probes of `model`. `progress(name)` gives each probe its bar."""
@@ -51,6 +67,8 @@ class Suite:
     progress: Callable[[str], OnProgress]
     ends_turns: bool = False
     """Whether the model is meant to end its answers (it learned conversations)."""
+    room: InferenceRoom = field(default_factory=InferenceRoom)
+    """How much a measurement may hold at once."""
 
     def settings(self, length: int, *, quick: bool = False) -> ProbeSettings:
         """Probe settings at a length in tokens."""
@@ -65,6 +83,7 @@ class Suite:
             needles_per_depth=max(8, full.needles_per_depth // QUICK_SHARE),
         )
 
+    @_within_room
     def reference(self, *, quick: bool = False) -> Reference:
         """The model at its base length."""
         settings = self.settings(self.base_length, quick=quick)
@@ -80,6 +99,7 @@ class Suite:
             ),
         )
 
+    @_within_room
     def base_losses(self, length: int, *, quick: bool = False) -> Losses:
         """Losses of the targets of documents of `length` with only the base window as context."""
         settings = self.settings(length, quick=quick)
@@ -87,6 +107,7 @@ class Suite:
             self.model, self.tokenizer, self.texts, settings, self.progress("loss in the base window")
         )
 
+    @_within_room
     def context(
         self, length: int, reference: Reference, losses: Losses | None, *, quick: bool = False, name: str = ""
     ) -> ContextMeasurements:
@@ -118,6 +139,7 @@ class Suite:
             ),
         )  # fmt: skip
 
+    @_within_room
     def skills(self, length: int) -> dict[str, ProbeResult]:
         """Tasks with exact answers, cloze questions, multi-key needles, sample texts, by probe name."""
         settings = self.settings(length)

@@ -9,7 +9,7 @@ from torch import nn
 
 from scaler_wizard.inference.attention import supports_slots
 from scaler_wizard.inference.engine import serving
-from scaler_wizard.inference.modes import DEFAULT_LIMITS, InferenceLimits, measuring
+from scaler_wizard.inference.modes import InferenceLimits, current_limits, measuring
 from scaler_wizard.inference.progress import OnProgress, no_progress
 from scaler_wizard.inference.requests import Generation, Request
 from scaler_wizard.inference.whole_rows import generate_group, group_requests
@@ -37,7 +37,7 @@ def generate(
     model: nn.Module,
     requests: Sequence[Request],
     *,
-    limits: InferenceLimits = DEFAULT_LIMITS,
+    limits: InferenceLimits | None = None,
     on_finished: Callable[[int, Generation], None] = _ignore,
     on_progress: OnProgress = no_progress,
 ) -> list[Generation]:
@@ -49,6 +49,7 @@ def generate(
 
     In fp32 greedy equals `model.generate` one prompt at a time.
     """
+    limits = limits or current_limits()
     results: dict[int, Generation] = {}
 
     def finish(index: int, generation: Generation) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -31,8 +32,35 @@ class InferenceLimits:
     logit_elements: int = 2**26
     """Most logits (rows x positions x vocabulary) of one forward pass; 256 MiB in fp32."""
 
+    def halved(self) -> InferenceLimits:
+        """Half of everything, at least one row, one position and the chunk that attention works in."""
+        return InferenceLimits(
+            batch_tokens=max(1, self.batch_tokens // 2),
+            chunk_tokens=max(SMALLEST_CHUNK, self.chunk_tokens // 2),
+            cache_tokens=max(1, self.cache_tokens // 2),
+            max_rows=max(1, self.max_rows // 2),
+            logit_elements=max(1, self.logit_elements // 2),
+        )
 
+
+SMALLEST_CHUNK: Final = 64
 DEFAULT_LIMITS: Final = InferenceLimits()
+_LIMITS: ContextVar[InferenceLimits] = ContextVar("inference_limits", default=DEFAULT_LIMITS)
+
+
+def current_limits() -> InferenceLimits:
+    """What holds where a caller names no limits."""
+    return _LIMITS.get()
+
+
+@contextmanager
+def within_limits(limits: InferenceLimits) -> Iterator[None]:
+    """These limits for everything inside that names none of its own."""
+    token = _LIMITS.set(limits)
+    try:
+        yield
+    finally:
+        _LIMITS.reset(token)
 
 
 def cache_positions(model: nn.Module, limits: InferenceLimits) -> int:

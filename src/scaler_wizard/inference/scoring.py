@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from scaler_wizard.inference.modes import (
-    DEFAULT_LIMITS,
     InferenceLimits,
+    current_limits,
     device_of,
     measuring,
     needs_whole_rows,
@@ -57,7 +57,7 @@ def score_targets(
     sequences: Sequence[Sequence[int]],
     target_start: Sequence[int],
     *,
-    limits: InferenceLimits = DEFAULT_LIMITS,
+    limits: InferenceLimits | None = None,
     on_progress: OnProgress = no_progress,
 ) -> list[list[float]]:
     """Log-probabilities (nats) of tokens `target_start[i]:` of every sequence given all before."""
@@ -72,7 +72,7 @@ def score_positions(
     positions: Sequence[Sequence[int]],
     *,
     candidates: Sequence[int] | None = None,
-    limits: InferenceLimits = DEFAULT_LIMITS,
+    limits: InferenceLimits | None = None,
     on_progress: OnProgress = no_progress,
 ) -> list[TargetScores]:
     """Score chosen tokens of every sequence, teacher-forced.
@@ -83,6 +83,7 @@ def score_positions(
 
     The result depends neither on the batch composition nor on `limits` (fp32: below 1e-4).
     """
+    limits = limits or current_limits()
     results = [TargetScores((), ())] * len(sequences)
     rows = [
         _Row(index, tokens, wanted)

@@ -21,6 +21,7 @@ from scaler_wizard.planning.templates import load_templates
 from scaler_wizard.specs.grow import GrowJob
 from scaler_wizard.specs.job import parse_job as parse_any_job
 from scaler_wizard.specs.yaml_io import read_yaml
+from scaler_wizard.store.learned_sizes import learned_sizes
 from scaler_wizard.store.workspace import Workspace
 
 
@@ -89,6 +90,9 @@ def prepare(job: GrowJob, workspace: Workspace | None, hardware: Hardware | None
     history = run_records(workspace) if workspace else []
     section = job.scaling.distillation
     teacher = read_facts(resolve_model(section.teacher)) if section else None
-    plan = make_plan(job, machine, facts, history, templates=templates, data=sample.summary, teacher=teacher)
+    plan = make_plan(
+        job, machine, facts, history, templates=templates, data=sample.summary, teacher=teacher,
+        learned=learned_sizes(workspace.learned) if workspace else (),
+    )  # fmt: skip
     check_held_out(sample, plan.base_context, plan.target_context)
     return Prepared(job, facts, machine, sample, plan)

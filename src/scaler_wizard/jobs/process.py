@@ -15,6 +15,7 @@ from pathlib import Path
 
 from scaler_wizard.store.lock import RunLock
 from scaler_wizard.store.rundir import RunDir
+from scaler_wizard.store.training_mark import killed_for_memory, oom_kills, read_mark
 
 LOG_TAIL_BYTES = 16_384
 ATTEMPT_MARK = b"=== attempt "
@@ -67,16 +68,21 @@ def read_ending(run_dir: RunDir, attempt: int, returncode: int | None) -> Ending
     status = run_dir.exit_status()
     if status is not None and status.attempt == attempt:
         return Ending(status.outcome, status.reason, status.advice, status.rollback_to)
-    reason, advice = classify_death(returncode, _tail(run_dir.worker_log))
+    mark = read_mark(run_dir)
+    ours = mark if mark is not None and mark.attempt == attempt else None
+    reason, advice = classify_death(
+        returncode, _tail(run_dir.worker_log), oom_killed=killed_for_memory(ours, oom_kills())
+    )
     return Ending("failed", reason, advice, clean=False)
 
 
-def classify_death(returncode: int | None, log_tail: str) -> tuple[str, str]:
+def classify_death(returncode: int | None, log_tail: str, *, oom_killed: bool = False) -> tuple[str, str]:
     """(reason, advice) for a worker that died without a word of its own.
 
     Args:
         returncode: as `subprocess` gives it: -N for signal N; None when nobody waited for it.
         log_tail: the end of its output.
+        oom_killed: the kernel has killed for memory while it trained (`store.training_mark`).
     """
     resume = "`scaler resume` continues at the last committed phase"
     text = log_tail.lower()
@@ -86,6 +92,11 @@ def classify_death(returncode: int | None, log_tail: str) -> tuple[str, str]:
         return "the disk is full", f"free some space; {resume}"
     if returncode is not None and returncode < 0:
         name = signal.Signals(-returncode).name if -returncode in set(signal.Signals) else str(-returncode)
+        if name == "SIGKILL" and oom_killed:
+            return (
+                "the system killed the worker because memory ran out (SIGKILL)",
+                "`scaler resume` continues at the last checkpoint, with forward passes half as large",
+            )
         if name == "SIGKILL":
             return (
                 "the worker was killed (SIGKILL): by a person, or by the system when memory ran out",

@@ -169,8 +169,8 @@ class Service:
         """Close the attempts of workers that have ended. Called often by the host."""
         for run_id, worker in list(self._workers.items()):
             run_dir = self.workspace.run_dir(run_id)
-            ended = worker.poll() is not None if worker is not None else not is_locked(run_dir.lock)
-            if not ended:
+            # The lock outlives the worker while its checkpoint writer finishes a commit.
+            if (worker is not None and worker.poll() is None) or is_locked(run_dir.lock):
                 continue
             del self._workers[run_id]
             with self.database.session() as connection:

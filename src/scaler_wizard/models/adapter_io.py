@@ -16,10 +16,11 @@ import torch
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
 from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from scaler_wizard.errors import ModelError, ModelNotFoundError, UnsafeWeightsError
+from scaler_wizard.models.tensor_files import Files, TensorFile, write_files
 from scaler_wizard.planning.safetensors_header import parse_json
 
 CONFIG_FILE = "adapter_config.json"
@@ -76,11 +77,16 @@ def save_adapter(model: PeftModel, directory: Path) -> None:
         OSError: the disk refused.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(adapter_state(model), directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    write_files(adapter_files(model), directory)
+
+
+def adapter_files(model: PeftModel) -> Files:
+    """What `save_adapter` writes, the tensors still the model's own."""
     config = {key: _plain(value) for key, value in model.peft_config["default"].to_dict().items()}
     config["inference_mode"] = True
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    (directory / CONFIG_FILE).write_text(text, encoding="utf-8")
+    weights = TensorFile(_state_views(model), {"format": "pt"})
+    return {WEIGHTS_FILE: weights, CONFIG_FILE: text.encode()}
 
 
 def load_adapter(model: Any, directory: Path, *, trainable: bool = True) -> PeftModel:

@@ -37,9 +37,11 @@ from scaler_wizard.planning.memory import (
     estimate_for,
     with_line,
 )
+from scaler_wizard.planning.micro_batch import learned_size
 from scaler_wizard.planning.settings import LoraPlan, Settings, resolve
 from scaler_wizard.planning.templates import SHIPPED, Template
 from scaler_wizard.specs.grow import GrowJob
+from scaler_wizard.store.learned_sizes import LearnedSize
 
 GateKind = Literal["none", "adapt", "expand", "finish"]
 
@@ -148,12 +150,14 @@ def make_plan(
     data: DataSummary | None = None,
     templates: Mapping[str, Template] = SHIPPED,
     teacher: ModelFacts | None = None,
+    learned: Sequence[LearnedSize] = (),
 ) -> Plan:
     """Plan a `grow` job.
 
     Args:
         history: this workspace's finished runs; they only add proposals.
         teacher: facts of the distillation teacher, whose weights then count in P4.
+        learned: micro-batch sizes that earlier runs were brought down to by lack of memory.
 
     Raises:
         SpecError: unknown template, impossible target, missing GPU.
@@ -183,7 +187,7 @@ def make_plan(
     notes = list(settings.notes)
     if data is None:
         notes.append(f"rows of at most {DEFAULT_ROW_TOKENS:,} tokens assumed: the data was not looked at")
-    builder = _Builder(job, facts, settings, data, teacher, notes)
+    builder = _Builder(job, facts, settings, data, teacher, notes, tuple(learned))
     phases = builder.phases(lengths)
     disk = sum(phase.disk_bytes for phase in phases)
     if disk > settings.hardware.disk_free:
@@ -237,6 +241,7 @@ class _Builder:
     data: DataSummary | None
     teacher: ModelFacts | None
     notes: list[str]
+    learned: tuple[LearnedSize, ...] = ()
 
     def phases(self, lengths: Sequence[int]) -> tuple[PhasePlan, ...]:
         """P0 to P4 for the lengths after the base context."""
@@ -354,13 +359,22 @@ class _Builder:
         if asked is not None and asked < row:
             self.notes.append(f"micro-batches hold at least one row: {asked:,} tokens raised to {row:,}")
         top = max(row, min(batch, asked or ENOUGH_TOKENS[self.settings.device]))
-        sizes = [top]
-        while asked is None and sizes[-1] > row:
-            sizes.append(max(row, sizes[-1] // 2))
         checkpointing = {"on": (True,), "off": (False,), "auto": (False, True)}[
             training.activation_checkpointing
         ]
-        return [self._memory(size, context, flag) for flag in checkpointing for size in sizes]
+        ways = []
+        for flag in checkpointing:
+            sizes = [top if asked is not None else max(row, self._cap(self._memory(top, context, flag)))]
+            while asked is None and sizes[-1] > row:
+                sizes.append(max(row, sizes[-1] // 2))
+            ways += [self._memory(size, context, flag) for size in sizes]
+        return ways
+
+    def _cap(self, settings: MemorySettings) -> int:
+        """The settings' micro-batch, or the smaller one that an earlier run was brought down to."""
+        tokens, note = learned_size(self.facts, self.settings.hardware, settings, self.learned)
+        self.notes.extend(note)
+        return tokens
 
     def _evaluation_seconds(self, context: int, passes: int) -> float:
         evaluation = self.job.evaluation

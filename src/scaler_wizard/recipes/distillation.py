@@ -25,19 +25,21 @@ from scaler_wizard.losses.distill import (
 from scaler_wizard.losses.match import initial_projection
 from scaler_wizard.models.hashing import weights_sha256
 from scaler_wizard.models.load import load_model
+from scaler_wizard.models.tensor_files import Files
 from scaler_wizard.planning.facts import ModelFacts, read_facts
 from scaler_wizard.planning.locate import resolve_model
 from scaler_wizard.planning.plan import PhasePlan
 from scaler_wizard.recipes.distillation_report import HeldOut, comparison, held_out_rows, sentence
 from scaler_wizard.recipes.session import DTYPES, ModelSession, Training
+from scaler_wizard.recipes.within_memory import steps_within_memory
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.runs.phase import Metrics
 from scaler_wizard.specs.grow import DistillationSection
 from scaler_wizard.store.checkpoint_files import Checkpoint
 from scaler_wizard.training.distillation import distillation_objective
 from scaler_wizard.training.forward import Objective, base_of, head_of, make_objective
-from scaler_wizard.training.loop import Guard, StepResult, train
-from scaler_wizard.training.state import TrainState, save_state
+from scaler_wizard.training.loop import Guard, StepResult
+from scaler_wizard.training.state import TrainState, state_files
 from scaler_wizard.training.teacher import (
     CacheKey,
     TeacherCache,
@@ -119,19 +121,17 @@ class _Work:
         # The other training's losses, of another objective, say nothing about this one's.
         context.breaker.reset()
 
-        def save(directory: Path) -> None:
-            session.save(directory)
-            save_state(training.state, directory)
-            (directory / MARK_FILE).write_text(json.dumps({"part": part}) + "\n", encoding="utf-8")
+        def capture() -> Files:
+            mark = json.dumps({"part": part}).encode() + b"\n"
+            return {**session.files(), **state_files(training.state), MARK_FILE: mark}
 
         def begin(guard: Guard) -> Iterator[StepResult]:
-            results = train(
-                session.adapted, training.batches, objective, training.settings,
-                guard=lambda result: guard(_on_labels(result)), state=training.state, device=session.device,
-            )  # fmt: skip
+            results = steps_within_memory(
+                session, context, training, objective, lambda result: guard(_on_labels(result)), part
+            )
             return map(_on_labels, results)
 
-        for _ in context.steps(begin, save):
+        for _ in context.steps(begin, capture):
             pass
         return {**self._held_out().measure(), "steps": training.state.step}
 

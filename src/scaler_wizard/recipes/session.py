@@ -13,30 +13,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from scaler_wizard.data.batches import Batches
 from scaler_wizard.data.dataset import Dataset, load_dataset
+from scaler_wizard.data.join import join_rows
 from scaler_wizard.data.rows import Row
 from scaler_wizard.data.token_rows import TokenRow
 from scaler_wizard.data.tokens import TokenizedData, TokenReport, tokenize_rows
 from scaler_wizard.evals.documents import MIN_DOCUMENTS
 from scaler_wizard.evals.suite import Suite
 from scaler_wizard.evals.tasks import TaskRow, row_from_conversation, row_from_example
-from scaler_wizard.models.adapter_io import read_adapter_tensors
-from scaler_wizard.models.adapters import adapters_off, attach, folded, load_adapter_state, save_adapter
+from scaler_wizard.inference.backoff import InferenceRoom
+from scaler_wizard.models.adapter_io import adapter_files, read_adapter_tensors
+from scaler_wizard.models.adapters import (
+    adapters_off,
+    attach,
+    folded,
+    load_adapter_state,
+    trainable_parameters,
+)
 from scaler_wizard.models.load import load_model
 from scaler_wizard.models.rope import RopeSetting, applied_rope, apply_rope, remove_rope
+from scaler_wizard.models.tensor_files import Files, TensorFile, write_files
 from scaler_wizard.models.vocabulary import grow_vocabulary
 from scaler_wizard.planning.plan import PhasePlan, Plan
+from scaler_wizard.recipes.within_memory import steps_within_memory
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.specs.grow import GrowJob, Strategy
+from scaler_wizard.training.backoff import MicroBatchSizes, SizedBatches
 from scaler_wizard.training.fast_path import plan_fast_path
 from scaler_wizard.training.forward import check_head, make_objective
-from scaler_wizard.training.loop import TrainSettings, new_state, train
-from scaler_wizard.training.state import TrainState, load_state, save_state
+from scaler_wizard.training.loop import TrainSettings, new_state
+from scaler_wizard.training.state import TrainState, load_state, state_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STATE_FILE = "session.json"
@@ -49,9 +59,11 @@ FULL_WEIGHTS = "trained.safetensors"
 class Training:
     """One training of a phase, continued over rounds and over a resume."""
 
-    batches: Batches
+    batches: SizedBatches
     settings: TrainSettings
     state: TrainState
+    sizes: MicroBatchSizes
+    phase: PhasePlan
 
 
 class ModelSession:
@@ -87,6 +99,7 @@ class ModelSession:
         )  # fmt: skip
         self.adapted.eval()
         self.dataset: Dataset = load_dataset(job.dataset, job.training.seed, target_context)
+        self.room = InferenceRoom()
         self._rows: dict[int, TokenizedData] = {}
         self._held_out_texts: tuple[str, ...] | None = None
         self._measured_context: int | None = None
@@ -163,11 +176,12 @@ class ModelSession:
         return self._measured_context
 
     def suite(self, context: PhaseContext) -> Suite:
-        """The probes of this model."""
+        """The probes of this model. Limits that one measurement was brought down to hold for the next."""
+        self.room.on_halving = context.note
         return Suite(
             self.adapted, self.tokenizer, self.held_out_texts, self.task_rows(), self.job.evaluation,
             self.measured_context, self.job.training.seed, context.progress,
-            ends_turns=self.dataset.row_format != "text",
+            ends_turns=self.dataset.row_format != "text", room=self.room,
         )  # fmt: skip
 
     @contextmanager
@@ -214,7 +228,9 @@ class ModelSession:
             schedule=section.schedule, weight_decay=section.weight_decay, max_grad_norm=section.max_grad_norm,
             seed=section.seed, activation_checkpointing=phase.activation_checkpointing,
         )  # fmt: skip
-        return Training(batches, settings, new_state(self.adapted, settings))
+        sizes = MicroBatchSizes([(0, phase.micro_batch_tokens)])
+        sized = SizedBatches(batches, sizes)
+        return Training(sized, settings, new_state(self.adapted, settings), sizes, phase)
 
     def run(self, context: PhaseContext, training: Training, until: int | None = None) -> int:
         """Train until step `until` (all when None); returns the steps done. Every step is reported.
@@ -226,17 +242,13 @@ class ModelSession:
         if not training.state.step:
             context.note(f"training layers {plan_fast_path(self.adapted).sentence()}")
 
-        def save(directory: Path) -> None:
-            self.save(directory)
-            save_state(training.state, directory)
+        def capture() -> Files:
+            return {**self.files(), **state_files(training.state)}
 
         def begin(guard: Callable[[Any], bool]) -> Iterator[Any]:
-            return train(
-                self.adapted, training.batches, objective, training.settings,
-                guard=guard, state=training.state, device=self.device,
-            )  # fmt: skip
+            return steps_within_memory(self, context, training, objective, guard)
 
-        for _ in context.steps(begin, save):
+        for _ in context.steps(begin, capture):
             if until is not None and training.state.step >= until:
                 break
         return training.state.step
@@ -246,18 +258,17 @@ class ModelSession:
         load_state(training.state, directory)
 
     def save(self, directory: Path) -> None:
-        """Write trained weights and the rotary setting."""
-        if self.plan.strategy == "full":
-            tensors = {
-                name: value.detach().to("cpu").contiguous()
-                for name, value in self.adapted.named_parameters()
-                if value.requires_grad
-            }
-            save_file(tensors, directory / FULL_WEIGHTS)
-        else:
-            save_adapter(self.adapted, directory / "adapter")
+        """Write trained weights and the rotary setting; OSError when the disk refuses."""
+        write_files(self.files(), directory)
+
+    def files(self) -> Files:
+        """What `save` writes, the tensors still the model's own."""
         rope = self.rope.as_dict() if self.rope else None
-        (directory / STATE_FILE).write_text(json.dumps({"rope": rope}, indent=1) + "\n", encoding="utf-8")
+        state = json.dumps({"rope": rope}, indent=1).encode() + b"\n"
+        if self.plan.strategy == "full":
+            return {FULL_WEIGHTS: TensorFile(trainable_parameters(self.adapted)), STATE_FILE: state}
+        adapter = {f"adapter/{name}": content for name, content in adapter_files(self.adapted).items()}
+        return {**adapter, STATE_FILE: state}
 
     def load(self, directory: Path) -> None:
         """Become what `save` wrote (the checkpoint's hashes are verified by the caller)."""
@@ -275,22 +286,3 @@ class ModelSession:
     def token_report(self) -> TokenReport:
         """What tokenising the training rows at the base context found."""
         return self.rows_at(self.base_context).report
-
-
-def join_rows(rows: Sequence[TokenRow], context: int) -> Iterator[TokenRow]:
-    """Rows joined in order until the next one would pass `context` tokens; every token is kept."""
-    held: list[TokenRow] = []
-    length = 0
-    for row in rows:
-        if held and length + len(row.ids) > context:
-            yield _joined(held)
-            held, length = [], 0
-        held.append(row)
-        length += len(row.ids)
-    if held:
-        yield _joined(held)
-
-
-def _joined(rows: Sequence[TokenRow]) -> TokenRow:
-    ids = np.concatenate([row.ids for row in rows])
-    return TokenRow(rows[0].number, ids, np.concatenate([row.trained for row in rows]))

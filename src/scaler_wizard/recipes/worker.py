@@ -21,12 +21,13 @@ from scaler_wizard.errors import ScalerError
 from scaler_wizard.planning.plan import Plan
 from scaler_wizard.recipes.registry import RECIPES
 from scaler_wizard.report.cockpit import CockpitState
-from scaler_wizard.runs.engine import Engine, Outcome
+from scaler_wizard.runs.engine import Engine, Outcome, ended_by
 from scaler_wizard.runs.link import HostLink
 from scaler_wizard.runs.memory import device_memory_limit
 from scaler_wizard.runs.telemetry import Telemetry
 from scaler_wizard.safety.contract import check_job
 from scaler_wizard.specs.job import parse_job
+from scaler_wizard.store.durable import is_disk_full
 from scaler_wizard.store.rundir import ExitStatus, RunDir
 from scaler_wizard.training.memory import memory_bytes
 
@@ -55,7 +56,11 @@ def _attempt(run_dir: RunDir, run: str, attempt: int, link: HostLink) -> Outcome
     try:
         outcome = _execute(run_dir, run, attempt, link)
     except ScalerError as error:
-        outcome = Outcome("failed", str(error), error.todo)
+        outcome = ended_by(error)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        outcome = Outcome("paused", f"the disk is full ({error.filename})", "free some space, then resume")
     run_dir.write_exit_status(
         ExitStatus(
             attempt,

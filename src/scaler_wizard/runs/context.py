@@ -15,21 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scaler_wizard.errors import BreakerTrippedError, LimitError
+from scaler_wizard.errors import BreakerTrippedError, CheckpointError, LimitError
+from scaler_wizard.models.tensor_files import Files
 from scaler_wizard.runs.link import HostLink
+from scaler_wizard.runs.step_checkpoints import StepCheckpoint, StepCheckpoints
 from scaler_wizard.runs.telemetry import Telemetry
 from scaler_wizard.safety.breaker import Breaker, Verdict
 from scaler_wizard.safety.limits import MemoryLimit, check_memory
-from scaler_wizard.specs.events import Note, PhaseStarted, ProbeDone, Progress, StepDone
+from scaler_wizard.specs.events import Note, PhaseStarted, ProbeDone, Progress, StepDone, StepSaved
 from scaler_wizard.store.checkpoints import CheckpointStore
 from scaler_wizard.store.durable import write_atomic
 from scaler_wizard.store.rundir import RunDir
 from scaler_wizard.training.loop import Guard, StepResult
 
 BEAT_SEC = 0.2
-SAVE_STEP_SEC = 600.0
 
-SaveStep = Callable[[Path], None]
+CaptureStep = Callable[[], Files]
+"""All that is needed to continue after the latest step, as live tensors."""
 
 
 class InterruptedPhase(Exception):  # noqa: N818 (a request, not an error)
@@ -54,16 +56,16 @@ class PhaseContext:
     breaker: Breaker
     memory_limit: MemoryLimit
     read_memory: Callable[[], int]
+    step_checkpoints: StepCheckpoints
     _verdict: Verdict | None = None
     _stopped_at: int | None = None
-    _resume_point: tuple[int, SaveStep] | None = None
-    """The latest step of a training of this phase, and how to save it."""
+    _resume_point: tuple[int, CaptureStep] | None = None
+    """The latest step of a training of this phase, and what it takes to go on from it."""
     _last_beat: float = 0.0
-    _last_save: float = 0.0
 
     def start(self, title: str) -> None:
         """Announce the phase and start its clocks."""
-        self._last_save = time.monotonic()
+        self.step_checkpoints.restart_clock()
         self.breaker.reset()
         self.telemetry.emit(PhaseStarted(phase=self.phase, title=title))
 
@@ -90,15 +92,18 @@ class PhaseContext:
 
         return report
 
-    def steps(self, begin: Callable[[Guard], Iterator[StepResult]], save: SaveStep) -> Iterator[StepResult]:
+    def steps(
+        self, begin: Callable[[Guard], Iterator[StepResult]], capture: CaptureStep
+    ) -> Iterator[StepResult]:
         """Go through a training's steps: breaker before each is applied, telemetry and a person's word after.
 
         Args:
             begin: starts the training with the guard it is to ask before every optimiser step.
-            save: writes all that is needed to continue after the latest step into a directory.
+            capture: all that is needed to continue after the latest step; its tensors are copied at once.
 
         Raises:
             BreakerTrippedError: the breaker said stop; that step was not applied.
+            CheckpointError: the disk refused a step checkpoint.
             LimitError: memory above the contract's 90%.
             InterruptedPhase: pause, abort or rollback asked for by a person.
         """
@@ -109,9 +114,10 @@ class PhaseContext:
             eta = (time.monotonic() - started) / done * (result.total_steps - result.step)
             self._report(result, eta)
             self._check_memory()
-            self._resume_point = (result.step, save)
-            if time.monotonic() - self._last_save > SAVE_STEP_SEC:
-                self._save_step()
+            self._resume_point = (result.step, capture)
+            self._report_saved(self.step_checkpoints.poll())
+            if self.step_checkpoints.due():
+                self._snapshot(result.step, capture)
             self._beat()
             yield result
         if self._stopped_at is not None:
@@ -142,16 +148,42 @@ class PhaseContext:
             )
         )  # fmt: skip
 
+    def settle(self) -> None:
+        """Wait for the step checkpoint under way: whoever stages a checkpoint must be the only one."""
+        self._report_saved(self.step_checkpoints.wait())
+
+    def _snapshot(self, step: int, capture: CaptureStep) -> None:
+        """Begin a step checkpoint; where there is no memory for the copy, the training goes on without it."""
+        try:
+            self.step_checkpoints.begin(self.phase, step, capture)
+        except CheckpointError as error:
+            self.step_checkpoints.restart_clock()
+            self.note(f"no checkpoint at step {step}: {error.found}; earlier checkpoints are intact")
+
     def _save_step(self) -> None:
-        """Commit a step checkpoint of the training under way; nothing where there is none."""
+        """Commit a step checkpoint of the training under way and wait for it; nothing where there is none."""
+        self.settle()
         if self._resume_point is None:
             return
-        step, save = self._resume_point
-        with self.store.stage(self.phase) as staging:
-            save(staging.path)
-            staging.commit(step=step, kind="step")
-        self.store.prune()
-        self._last_save = time.monotonic()
+        step, capture = self._resume_point
+        self.step_checkpoints.begin(self.phase, step, capture)
+        self.settle()
+
+    def _report_saved(self, saved: StepCheckpoint | None) -> None:
+        if saved is None:
+            return
+        if not saved.checkpoint:
+            self.note(
+                f"the checkpoint of step {saved.step} was not written: its writer was killed. The next one "
+                "gets a new writer; earlier checkpoints are intact"
+            )
+            return
+        self.telemetry.emit(
+            StepSaved(
+                phase=saved.phase, step=saved.step, checkpoint=saved.checkpoint, bytes=saved.bytes,
+                snapshot_seconds=saved.snapshot_seconds, write_seconds=saved.write_seconds,
+            )
+        )  # fmt: skip
 
     def once(self, key: str, make: Callable[[], Any]) -> Any:
         """`make()`'s JSON-ready value, computed at most once per phase, also over a kill and a resume."""

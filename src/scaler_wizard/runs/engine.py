@@ -16,6 +16,7 @@ from scaler_wizard.errors import BreakerTrippedError, ScalerError
 from scaler_wizard.runs.context import InterruptedPhase, PhaseContext
 from scaler_wizard.runs.link import HostLink
 from scaler_wizard.runs.phase import GateRequest, Metrics, Phase, Recipe
+from scaler_wizard.runs.step_checkpoints import StepCheckpoints
 from scaler_wizard.runs.telemetry import Telemetry
 from scaler_wizard.safety.breaker import Breaker
 from scaler_wizard.safety.gates import Answer, Decision, Gate, decide
@@ -26,11 +27,13 @@ from scaler_wizard.specs.events import GateClosed, GateOpened, Note, PhaseDone, 
 from scaler_wizard.specs.grow import SafetySection
 from scaler_wizard.store import flightlog
 from scaler_wizard.store.checkpoint_files import phase_of
-from scaler_wizard.store.checkpoints import CheckpointStore
+from scaler_wizard.store.checkpoints import CheckpointStore, write_failed
+from scaler_wizard.store.durable import is_disk_full
 from scaler_wizard.store.rundir import Outcome as Status
 from scaler_wizard.store.rundir import RunDir
 from scaler_wizard.store.snapshots import Snapshot, changelog, read_snapshots, write_snapshot
 from scaler_wizard.store.workspace import Workspace
+from scaler_wizard.training.out_of_memory import is_out_of_memory
 
 POLL_SEC = 0.2
 BREAKER_GATE = "breaker"
@@ -48,6 +51,11 @@ class Outcome:
     result: Metrics = field(default_factory=dict)
 
 
+def ended_by(error: ScalerError) -> Outcome:
+    """Failed; but a full disk only pauses a run: with space it goes on from its last checkpoint."""
+    return Outcome("paused" if is_disk_full(error) else "failed", str(error), error.todo)
+
+
 class Engine:
     """Executes one recipe in one run directory until it completes or somebody ends it."""
 
@@ -63,6 +71,7 @@ class Engine:
         self.safety = safety
         self.telemetry = telemetry
         self.store = CheckpointStore(run_dir)
+        self.step_checkpoints = StepCheckpoints(run_dir, attempt, safety.checkpoint_every_sec)
         self.breaker = Breaker(safety.circuit_breaker)
         self.memory_limit = memory_limit
         self.read_memory = read_memory
@@ -76,7 +85,18 @@ class Engine:
         except BreakerTrippedError as error:
             outcome = self._tripped(error)
         except ScalerError as error:
-            outcome = Outcome("failed", str(error), error.todo)
+            outcome = ended_by(error)
+        except (MemoryError, RuntimeError, OSError) as error:
+            # Steps and measurements make room for themselves; loading, folding and exporting cannot.
+            if not is_out_of_memory(error):
+                raise
+            outcome = Outcome(
+                "failed", f"memory ran out outside of training and measuring ({str(error)[:200]})",
+                "close other programs or take a smaller model, then `scaler resume`",
+            )  # fmt: skip
+        finally:
+            # Also of a worker that leaves by an error: the lock it passed on ends with the writer.
+            self.step_checkpoints.close()
         self.telemetry.emit(
             RunEnded(
                 status=outcome.status, reason=outcome.reason, advice=outcome.advice, result=outcome.result
@@ -124,8 +144,12 @@ class Engine:
         started = time.monotonic()
         metrics = phase.body(context)
         seconds = time.monotonic() - started
+        context.settle()
         with self.store.stage(phase.name) as staging:
-            self.recipe.save(staging.path)
+            try:
+                self.recipe.save(staging.path)
+            except OSError as error:
+                raise write_failed(phase.name, error) from error
             checkpoint = staging.commit(step=int(metrics.get("steps", 0)), metrics=metrics)
         context.forget()
         self.store.prune()
@@ -155,7 +179,7 @@ class Engine:
     def _context(self, phase: str) -> PhaseContext:
         return PhaseContext(
             phase, self.run_dir, self.store, self.telemetry, self.link, self.breaker, self.memory_limit,
-            self.read_memory,
+            self.read_memory, self.step_checkpoints,
         )  # fmt: skip
 
     def _ask(self, phase: str, request: GateRequest) -> Decision:

@@ -99,6 +99,19 @@ class Telegram(_Event):
     slope: float | None = None
 
 
+class StepSaved(_Event):
+    """A checkpoint inside a training was committed, beside the training."""
+
+    type: Literal["step_saved"] = "step_saved"
+    phase: str
+    step: int
+    checkpoint: str
+    bytes: int
+    snapshot_seconds: float
+    """How long the training stood still for it."""
+    write_seconds: float
+
+
 class PhaseDone(_Event):
     """A phase ended in an evaluation and a committed checkpoint."""
 
@@ -151,7 +164,7 @@ class RunEnded(_Event):
 
 
 Event = Annotated[
-    RunStarted | Note | PhaseStarted | Progress | StepDone | ProbeDone | Telegram | PhaseDone
+    RunStarted | Note | PhaseStarted | Progress | StepDone | ProbeDone | Telegram | StepSaved | PhaseDone
     | GateOpened | GateClosed | RolledBack | RunEnded,
     Field(discriminator="type"),
 ]  # fmt: skip

@@ -236,6 +236,8 @@ class SafetySection(Spec):
     """Limits of the circuit breaker."""
     gates: GateSection = GateSection()
     """Human decisions between phases."""
+    checkpoint_every_sec: Annotated[float, Field(gt=0, le=86_400)] = 60.0
+    """Seconds between two checkpoints inside a training: what a kill or a power cut loses at most."""
     telemetry: Literal["standard", "detailed", "high_resolution", "exploratory"] = "standard"
     """How often measurements are written: every step, or with more fields."""
 

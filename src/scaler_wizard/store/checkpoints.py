@@ -102,12 +102,7 @@ class Staging:
         try:
             return self._store._commit(self.path, self._phase, kind, step, metrics or {}, extra or {})
         except OSError as error:
-            todo = "free some space" if is_disk_full(error) else "check the disk (dmesg, smartctl)"
-            raise CheckpointError(
-                f"the checkpoint of phase {self._phase} could not be written ({error.strerror})",
-                "a working disk with space",
-                f"{todo}, then resume; the earlier checkpoints are intact",
-            ) from error
+            raise write_failed(self._phase, error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -231,8 +226,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: there were checkpoints and all are damaged: never a silent start from nothing.
         """
-        for leftover in self.directory.glob(f"{_STAGING}*"):
-            self.fs.remove_tree(leftover)
+        self.sweep()
         head = read_head(self.directory)
         rebuilt = head is None and bool(self.names())
         bad: list[Quarantined] = []
@@ -256,6 +250,11 @@ class CheckpointStore:
         if bad or rebuilt:
             self._write_head(head.without(item.name for item in bad))
         return Recovery(found, tuple(bad), rebuilt)
+
+    def sweep(self) -> None:
+        """Delete the staging directories that a killed writer left. Nobody may be staging."""
+        for leftover in self.directory.glob(f"{_STAGING}*"):
+            self.fs.remove_tree(leftover)
 
     def rollback(self, phase: str | int) -> RollbackResult:
         """Make a phase's checkpoint the current state: verify it, replace the head, remember the way back.
@@ -353,6 +352,16 @@ class CheckpointStore:
 
     def _has_quarantine(self) -> bool:
         return (self.directory / _QUARANTINE).is_dir() and any((self.directory / _QUARANTINE).iterdir())
+
+
+def write_failed(phase: str, error: OSError) -> CheckpointError:
+    """What to raise, from `error`, for a checkpoint that the disk refused."""
+    todo = "free some space" if is_disk_full(error) else "check the disk (dmesg, smartctl)"
+    return CheckpointError(
+        f"the checkpoint of phase {phase} could not be written ({error.strerror})",
+        "a working disk with space",
+        f"{todo}, then resume; the earlier checkpoints are intact",
+    )
 
 
 def plan_retention(

@@ -28,7 +28,7 @@ class FileSystem(Protocol):
     def mkdir(self, path: Path) -> None:
         """Create one directory, mode 700; FileExistsError when it is there."""
 
-    def write(self, path: Path, data: bytes) -> None:
+    def write(self, path: Path, data: bytes | memoryview) -> None:
         """Create or truncate a file and write all of `data`. Not yet durable."""
 
     def append(self, path: Path, data: bytes) -> None:
@@ -50,7 +50,7 @@ class OsFileSystem:
     def mkdir(self, path: Path) -> None:
         path.mkdir(mode=0o700)
 
-    def write(self, path: Path, data: bytes) -> None:
+    def write(self, path: Path, data: bytes | memoryview) -> None:
         _write_all(path, data, os.O_TRUNC)
 
     def append(self, path: Path, data: bytes) -> None:
@@ -153,7 +153,7 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
-def _write_all(path: Path, data: bytes, flag: int) -> None:
+def _write_all(path: Path, data: bytes | memoryview, flag: int) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | flag
     descriptor = os.open(path, flags, 0o600)
     try:

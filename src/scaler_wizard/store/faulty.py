@@ -52,7 +52,7 @@ class FaultyFileSystem:
         self._enter("mkdir", path)
         OS.mkdir(path)
 
-    def write(self, path: Path, data: bytes) -> None:
+    def write(self, path: Path, data: bytes | memoryview) -> None:
         self._enter("write", path, data)
         OS.write(path, data)
 
@@ -88,7 +88,7 @@ class FaultyFileSystem:
         """
         self._restore(self._pin(self.root), target, loss, rng)
 
-    def _enter(self, call: str, path: Path, data: bytes = b"") -> None:
+    def _enter(self, call: str, path: Path, data: bytes | memoryview = b"") -> None:
         if self.crashed:
             raise SimulatedCrash
         number = len(self.calls)
@@ -96,7 +96,7 @@ class FaultyFileSystem:
         if number != self.fail_at:
             return
         if data and self.fault != "crash":
-            (OS.append if call == "append" else OS.write)(path, data[: len(data) // 2])
+            (OS.append if call == "append" else OS.write)(path, bytes(data[: len(data) // 2]))
         if self.fault in ("crash", "torn_crash"):
             self.crashed = True
             raise SimulatedCrash

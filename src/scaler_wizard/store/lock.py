@@ -133,6 +133,28 @@ def is_locked(path: Path) -> bool:
     return False
 
 
+def inherited_descriptors(path: Path) -> tuple[int, ...]:
+    """This process's descriptors of the lock file at `path`, inherited from whoever took the lock.
+
+    A child that is to keep the lock alive is started with `pass_fds` of these. Empty where the lock was not
+    taken, or where the system does not list descriptors (/dev/fd).
+    """
+    try:
+        lock = path.stat()
+        numbers = [int(name) for name in os.listdir("/dev/fd")]  # noqa: PTH208 (names of descriptors)
+    except (OSError, ValueError):
+        return ()
+    found = []
+    for number in numbers:
+        try:
+            status = os.fstat(number)
+        except OSError:
+            continue  # the descriptor of the listing itself
+        if (status.st_dev, status.st_ino) == (lock.st_dev, lock.st_ino):
+            found.append(number)
+    return tuple(found)
+
+
 def read_owner(path: Path) -> Owner | None:
     """What the last owner wrote, or None when that cannot be read. It may be long gone: ask `is_locked`."""
     try:

@@ -43,6 +43,7 @@ class Workspace:
         self.inbox = root / "inbox"
         self.templates = root / "templates"
         self.logs = root / "logs"
+        self.learned = root / "learned"
         self.flight_log = self.logs / "flight_log.jsonl"
 
     @classmethod

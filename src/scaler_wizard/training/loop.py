@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from scaler_wizard.data.batches import Batches, Step
+from scaler_wizard.data.batches import Step, Steps
 from scaler_wizard.errors import BreakerTrippedError
 from scaler_wizard.training.allocator import keep_freed_memory, return_freed_memory
 from scaler_wizard.training.forward import Objective, training_mode
@@ -89,7 +89,7 @@ def new_state(model: Any, settings: TrainSettings) -> TrainState:
 
 def train(
     model: Any,
-    batches: Batches,
+    batches: Steps,
     objective: Objective,
     settings: TrainSettings,
     *,

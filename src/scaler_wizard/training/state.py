@@ -1,7 +1,7 @@
 """The state of a training between two steps: trained weights, AdamW moments, the step, random generators.
 
 Saved as safetensors and JSON, never pickle. Knows nothing of checkpoints, phases or where they are kept:
-it writes two files into a directory that somebody else commits.
+two files that somebody else writes and commits.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from scaler_wizard.errors import CheckpointError
+from scaler_wizard.models.tensor_files import Files, TensorFile, write_files
 
 TENSORS_FILE = "training_state.safetensors"
 FACTS_FILE = "training_state.json"
@@ -76,6 +76,7 @@ class TrainState:
             master.grad = gradient.to(master.dtype)
             if gradient_scale != 1.0:
                 master.grad.mul_(gradient_scale)
+        self._allocate_moments()
         self.optimizer.param_groups[0]["lr"] = learning_rate
         self.optimizer.step()
         with torch.no_grad():
@@ -84,6 +85,16 @@ class TrainState:
                     self.parameters[name].copy_(master)
         self.clear_gradients()
         self.step += 1
+
+    def _allocate_moments(self) -> None:
+        """AdamW's zeros, each parameter's at once: where memory runs out, none is left half made."""
+        for master in self.masters.values():
+            if master.grad is not None and not self.optimizer.state[master]:
+                self.optimizer.state[master] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=master.device),
+                    "exp_avg": torch.zeros_like(master, memory_format=torch.preserve_format),
+                    "exp_avg_sq": torch.zeros_like(master, memory_format=torch.preserve_format),
+                }
 
     def clear_gradients(self) -> None:
         """Forget all gradients."""
@@ -94,11 +105,16 @@ class TrainState:
 
 def save_state(state: TrainState, directory: Path) -> None:
     """Write the state into an existing directory: `training_state.safetensors` and `.json`."""
+    write_files(state_files(state), directory)
+
+
+def state_files(state: TrainState) -> Files:
+    """What `save_state` writes, the tensors still the training's own: capture them before the next step."""
     tensors: dict[str, Tensor] = {}
     for name, master in state.masters.items():
-        tensors[f"master/{name}"] = master.detach().contiguous()
+        tensors[f"master/{name}"] = master.detach()
         for key, value in state.optimizer.state.get(master, {}).items():
-            tensors[f"{key}/{name}"] = value.detach().contiguous()
+            tensors[f"{key}/{name}"] = value.detach()
     for name, value in _generators().items():
         tensors[f"rng/{name}"] = value
     python = random.getstate()
@@ -109,8 +125,7 @@ def save_state(state: TrainState, directory: Path) -> None:
         "python_rng": [python[0], list(python[1]), python[2]],
         "numpy_rng": _numpy_facts(),
     }
-    save_file(tensors, directory / TENSORS_FILE)
-    (directory / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return {TENSORS_FILE: TensorFile(tensors), FACTS_FILE: json.dumps(facts).encode() + b"\n"}
 
 
 def load_state(state: TrainState, directory: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from scaler_wizard.models.tensor_files import Files, write_files
 from scaler_wizard.report.cockpit import CockpitState
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.runs.engine import Engine, Outcome
@@ -37,6 +38,8 @@ class CountingRecipe:
     step: int = 0
     candidates_made: int = 0
     pace: float = 0.0
+    ballast: int = 0
+    """Bytes that every checkpoint carries besides."""
     before_step: Callable[[int], None] = lambda step: None
 
     def restore(self, checkpoint: Checkpoint | None, done: dict[str, Metrics]) -> None:
@@ -53,7 +56,11 @@ class CountingRecipe:
         yield Phase("P3", "finish", self.measure, lambda context: GateRequest("Finish? Approve"))
 
     def save(self, directory: Path) -> None:
-        (directory / "weights.json").write_text(json.dumps({"weight": self.weight, "step": self.step}))
+        write_files(self.files(), directory)
+
+    def files(self) -> Files:
+        state = json.dumps({"weight": self.weight, "step": self.step}).encode()
+        return {"weights.json": state, "ballast": bytes(self.ballast)}
 
     def finish(self, context: PhaseContext, done: dict[str, Metrics]) -> Metrics:
         return {"weight": self.weight, "phases": list(done)}
@@ -84,7 +91,7 @@ class CountingRecipe:
                 self.step, self.weight = number, self.weight + 1
                 yield result
 
-        for _ in context.steps(begin, self.save):
+        for _ in context.steps(begin, self.files):
             pass
         steps, self.step = self.step, 0
         return {"perplexity": 6.0, "accuracy": 0.6, "steps": steps, "context": 128}
@@ -110,10 +117,15 @@ class Bench:
     memory: Callable[[], int] = lambda: 0
     ask: str = "auto_approve"
     breaker: dict[str, Any] = field(default_factory=dict)
+    checkpoint_every_sec: float = 60.0
 
     def engine(self, recipe: CountingRecipe, link: HostLink | None = None, attempt: int = 1) -> Engine:
         safety = SafetySection.parse(
-            {"gates": {"ask": self.ask, "response_window_sec": 30}, "circuit_breaker": self.breaker}
+            {
+                "gates": {"ask": self.ask, "response_window_sec": 30},
+                "circuit_breaker": self.breaker,
+                "checkpoint_every_sec": self.checkpoint_every_sec,
+            }
         )
         state = CockpitState(
             self.run_dir.identity().uuid, total_memory=1000, response_window_sec=30, audit={"contract": "x"}

@@ -24,6 +24,9 @@ SAMPLES: list[Event] = [
     ),
     events.ProbeDone(phase="P0", probe="needle", result={"value": 0.5, "n": 120}),
     events.Telegram(phase="P1", action="stop", reason="loss spike", step=7, slope=0.2),
+    events.StepSaved(
+        phase="P1", step=9, checkpoint="P1-0002", bytes=10, snapshot_seconds=0.01, write_seconds=0.2
+    ),
     events.PhaseDone(phase="P0", checkpoint="P0-1", seconds=3.0, metrics={"perplexity": 4.0}),
     events.GateOpened(gate="g1", sentence="Ready?", deadline=12.5),
     events.GateClosed(gate="g1", action="approve", by="Ada"),
