@@ -13,6 +13,12 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+# A core's cache holds the activations of so many tokens of a small model, and the allocator reuses their
+# memory: reading 13,440 prompt tokens with 30M parameters took 8.4 s, against 9.3 s with 2,048 at a time. A
+# GPU needs thousands of tokens to be busy.
+CPU_CHUNK_TOKENS: Final = 512
+GPU_CHUNK_TOKENS: Final = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class InferenceLimits:
@@ -20,14 +26,23 @@ class InferenceLimits:
 
     batch_tokens: int = 4096
     """Most tokens (rows x longest row) of a batch; a single longer row still runs, in chunks."""
-    chunk_tokens: int = 2048
-    """Most new tokens of one row in one forward pass; longer rows are prefilled through the KV cache."""
+    chunk_tokens: int | None = None
+    """Most new tokens of one row in one forward pass; longer rows are prefilled through the KV cache.
+
+    None: `CPU_CHUNK_TOKENS` or `GPU_CHUNK_TOKENS`, by the model's device.
+    """
     cache_tokens: int = 32768
     """Most KV positions that generation reserves at once; a single longer request still runs."""
     max_rows: int = 64
     """Most requests that generate at once."""
     logit_elements: int = 2**26
     """Most logits (rows x positions x vocabulary) of one forward pass; 256 MiB in fp32."""
+
+    def chunk_for(self, device: torch.device) -> int:
+        """`chunk_tokens` on a device."""
+        if self.chunk_tokens is not None:
+            return self.chunk_tokens
+        return CPU_CHUNK_TOKENS if device.type == "cpu" else GPU_CHUNK_TOKENS
 
 
 DEFAULT_LIMITS: Final = InferenceLimits()

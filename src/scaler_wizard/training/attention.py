@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 NAME = "scaler_varlen"
+# Queries of a block under a sliding window, where the window is shorter.
+MIN_BLOCK = 512
 
 
 def varlen_attention(
@@ -35,7 +37,8 @@ def varlen_attention(
     """Causal attention within each segment.
 
     Neighbouring segments of one length go through one call as a batch. `is_causal` selects the flash kernel
-    on CPU and GPU; only a segment longer than the model's sliding window needs a mask, of its own size.
+    on CPU and GPU, whose memory does not grow with the square of the length; a segment longer than the
+    model's sliding window is read in blocks (`_windowed`).
 
     Args:
         query: [1, heads, T, head_dim]. key, value: [1, key-value heads, T, head_dim].
@@ -59,18 +62,12 @@ def varlen_attention(
         end = start + length * n_segments
         # [1, heads, n * length, d] -> [n, heads, length, d]
         q, k, v = (_batched(x, start, n_segments, length) for x in (query, key, value))
-        windowed = sliding_window is not None and length > sliding_window
-        mask = _window_mask(length, sliding_window, query.device) if windowed and sliding_window else None
-        out = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=dropout,
-            scale=scaling,
-            is_causal=mask is None,
-            enable_gqa=n_repeats > 1,
-        )
+        if sliding_window is not None and length > sliding_window:
+            out = _windowed(q, k, v, sliding_window, dropout, scaling)
+        else:
+            out = F.scaled_dot_product_attention(
+                q, k, v, dropout_p=dropout, scale=scaling, is_causal=True, enable_gqa=n_repeats > 1
+            )
         outputs.append(out.transpose(1, 2).flatten(0, 1))
         start = end
     return torch.cat(outputs)[None], None
@@ -83,10 +80,31 @@ def _batched(x: Tensor, start: int, n_segments: int, length: int) -> Tensor:
     return part.reshape(heads, n_segments, length, width).transpose(0, 1)
 
 
-def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
-    """[length, length] bool: key j is seen by query i when i - window < j <= i."""
-    at = torch.arange(length, device=device)
-    distance = at[:, None] - at[None, :]
+def _windowed(
+    query: Tensor, key: Tensor, value: Tensor, window: int, dropout: float, scaling: float | None
+) -> Tensor:
+    """Key j is seen by query i when i - window < j <= i; a block of queries reads its own keys alone.
+
+    Time and memory are length x (window + block) and not length^2: at 32,768 tokens one whole mask would take
+    4 GiB in fp32. All [n, heads, length, head_dim].
+    """
+    length, block = query.shape[2], max(window, MIN_BLOCK)
+    outputs = []
+    for start in range(0, length, block):
+        end, low = min(start + block, length), max(0, start - window + 1)
+        outputs.append(
+            F.scaled_dot_product_attention(
+                query[:, :, start:end], key[:, :, low:end], value[:, :, low:end],
+                attn_mask=_window_mask(start, end, low, window, query.device),
+                dropout_p=dropout, scale=scaling, enable_gqa=query.shape[1] > key.shape[1],
+            )
+        )  # fmt: skip
+    return torch.cat(outputs, dim=2)
+
+
+def _window_mask(start: int, end: int, low: int, window: int, device: torch.device) -> Tensor:
+    """[end - start, end - low] bool: for queries from `start` on and keys from `low` on."""
+    distance = torch.arange(start, end, device=device)[:, None] - torch.arange(low, end, device=device)
     return (distance >= 0) & (distance < window)
 
 

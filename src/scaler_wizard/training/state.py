@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from scaler_wizard.errors import CheckpointError
 
@@ -49,10 +50,16 @@ class TrainState:
             for name, item in self.parameters.items()
         }
         self.step = 0
-        # fused: one pass over the moments, on CPU as on CUDA.
+        # fused: one pass over the moments, on CPU as on CUDA. Its kernel takes sharded or whole tensors, not
+        # both at once.
+        kinds = [
+            [item for item in self.masters.values() if isinstance(item, DTensor) == sharded]
+            for sharded in (False, True)
+        ]
         self.optimizer = torch.optim.AdamW(
-            self.masters.values(), lr=0.0, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
-        )
+            [{"params": items} for items in kinds if items],
+            lr=0.0, betas=betas, eps=eps, weight_decay=weight_decay, fused=True,
+        )  # fmt: skip
 
     @property
     def n_parameters(self) -> int:
@@ -60,11 +67,11 @@ class TrainState:
         return sum(item.numel() for item in self.parameters.values())
 
     def gradient_norm(self) -> float:
-        """L2 norm of all gradients together, in fp32; not finite if any of them is not."""
+        """L2 norm of all gradients together, in fp32 at least; not finite if any of them is not."""
         gradients = [item.grad for item in self.parameters.values() if item.grad is not None]
         if not gradients:
             return 0.0
-        norms = torch.stack([torch.linalg.vector_norm(item, dtype=torch.float32) for item in gradients])
+        norms = torch.stack([gradient_norm(item) for item in gradients])
         return float(torch.linalg.vector_norm(norms))
 
     def apply(self, learning_rate: float, gradient_scale: float = 1.0) -> None:
@@ -76,7 +83,8 @@ class TrainState:
             master.grad = gradient.to(master.dtype)
             if gradient_scale != 1.0:
                 master.grad.mul_(gradient_scale)
-        self.optimizer.param_groups[0]["lr"] = learning_rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
         self.optimizer.step()
         with torch.no_grad():
             for name, master in self.masters.items():
@@ -90,6 +98,11 @@ class TrainState:
         for name, item in self.parameters.items():
             item.grad = None
             self.masters[name].grad = None
+
+
+def gradient_norm(gradient: Tensor) -> Tensor:
+    """L2 norm [] of one tensor, in fp32 at least."""
+    return torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))
 
 
 def save_state(state: TrainState, directory: Path) -> None:
