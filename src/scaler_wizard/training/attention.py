@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from scaler_wizard.training.varlen import can_use_varlen, segments_varlen
+
 NAME = "scaler_varlen"
 # Queries of a block under a sliding window, where the window is shorter.
 MIN_BLOCK = 512
@@ -54,6 +56,8 @@ def varlen_attention(
     assert sum(segment_lengths) == n_tokens == key.shape[2], (segment_lengths, n_tokens, key.shape)
     assert options.get("softcap") is None, "soft-capped attention is not plain softmax"
     assert options.get("s_aux") is None, "attention with sinks is not plain softmax"
+    if can_use_varlen(query, dropout):
+        return segments_varlen(query, key, value, segment_lengths, scaling, sliding_window), None
     n_repeats = query.shape[1] // key.shape[1]
     outputs = []
     start = 0
