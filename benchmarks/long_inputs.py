@@ -4,9 +4,10 @@
 
 A random Llama of 1.9M parameters in fp32, each measurement in a fresh process by our own code: scoring of
 every token (`inference.scoring`, in chunks through the KV cache), 16 new tokens after a prompt
-(`inference.generate`), one LoRA step on one row (`training.loop`) without and with activation checkpointing. Peaks are the
-process's own VmHWM, libraries included. Each is also taken at a quarter of the length, which gives `growth`: what the
-peak above the libraries was multiplied by, 4 for memory that grows with the length, 16 with its square.
+(`inference.generate`), one LoRA step on one row (`training.loop`) without and with activation checkpointing.
+Peaks are the process's own VmHWM, libraries included. Each is also taken at a quarter of the length, which
+gives `growth`: what the peak above the libraries was multiplied by, 4 for memory that grows with the length,
+16 with its square.
 
 The last line of `--json` holds, besides these, what the memory model predicts and whether every peak stays
 under `bound_bytes`. At 32,768 tokens this takes five to ten minutes: time does grow with the square.
@@ -31,8 +32,8 @@ from scaler_wizard.planning.memory import estimate_memory
 CONFIG = {"hidden": 128, "layers": 4, "mlp": 384, "heads": 2, "kv": 1, "vocab": 4096}
 RANK = 8
 NEW_TOKENS = 16
-# 32,768 x 32,768 attention scores in fp32 would be 4 GiB for one head of one layer.
-BOUND_BYTES = 2 << 30
+# What the attention scores of one head of one layer would take in fp32 at 32,768 tokens, were they ever kept.
+BOUND_BYTES = 4 << 30
 MEASURES = ("runtime", "scoring", "generation", "training", "training_checkpointed")
 
 

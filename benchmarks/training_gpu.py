@@ -3,13 +3,13 @@
     python benchmarks/training_gpu.py [--json] [--steps N] [--repeats N] [--compile]
 
 Llama-3.2-1B's shapes with random weights in bf16, built on the card; the same 512 rows of 20 to 1,000 random
-tokens, all of them targets; LoRA of rank 16 on all linear layers; 32 rows an optimiser step. Each way runs in a
-process of its own, in turns. Printed: real (not padded) tokens per second after two warm-up steps, peak memory,
-last loss, and model FLOP/s over the card's own measured bf16 matmul rate (`utilisation`; 4 FLOPs a parameter
-and token, because a frozen weight has no gradient, plus attention).
+tokens, all of them targets; LoRA of rank 16 on all linear layers; 32 rows an optimiser step. Each way runs in
+a process of its own, in turns. Printed: real (not padded) tokens per second after two warm-up steps, peak
+memory, last loss, and model FLOP/s over the card's own measured bf16 matmul rate (`utilisation`; 4 FLOPs a
+parameter and token, because a frozen weight has no gradient, plus attention).
 
-Where there is no CUDA device it says so in one line, {"skipped": reason}, and ends with 0. It has not been run
-on a GPU yet: none was at hand when it was written.
+Where there is no CUDA device it says so in one line, {"skipped": reason}, and ends with 0. It has not been
+run on a GPU yet: none was at hand when it was written.
 """
 
 from __future__ import annotations

@@ -24,10 +24,10 @@ from scaler_wizard.training.loop import train
 
 def write_job(harness: ModuleType, folder: Path, strategy: str) -> tuple[Any, Path]:
     value = harness.job_value(
-        model={"base_model": "seedling", "runtime": "cpu", "precision": "float32"},
         scaling={"strategy": strategy},
         training={"max_steps": 3, "micro_batch_tokens": 256},
     )
+    value["model"]["precision"] = "float32"
     job = harness.signed(value, folder)
     path = folder / "job.yaml"
     path.write_text(dump_yaml(job.model_dump(mode="json", by_alias=True)))

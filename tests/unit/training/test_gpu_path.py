@@ -1,4 +1,4 @@
-"""What a GPU adds: the same numbers from varlen attention, Liger and compiled blocks; refusals without one."""
+"""What a GPU adds gives the same numbers: varlen attention, Liger's loss, compiled blocks, 4-bit bases."""
 
 from __future__ import annotations
 
