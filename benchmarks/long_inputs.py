@@ -7,7 +7,7 @@ every token (`inference.scoring`, in chunks through the KV cache), 16 new tokens
 (`inference.generate`), one LoRA step on one row (`training.loop`) without and with activation checkpointing.
 Peaks are the process's own VmHWM, libraries included. Each is also taken at a quarter of the length, which
 gives `growth`: what the peak above the libraries was multiplied by, 4 for memory that grows with the length,
-16 with its square.
+16 with its square; null where the quarter hardly shows above the libraries.
 
 The last line of `--json` holds, besides these, what the memory model predicts and whether every peak stays
 under `bound_bytes`. At 32,768 tokens this takes five to ten minutes: time does grow with the square.
@@ -34,6 +34,8 @@ RANK = 8
 NEW_TOKENS = 16
 # What the attention scores of one head of one layer would take in fp32 at 32,768 tokens, were they ever kept.
 BOUND_BYTES = 4 << 30
+# Two runs of the same thing differ by less; a quarter's peak must lie further above the libraries.
+NOISE_BYTES = 16 << 20
 MEASURES = ("runtime", "scoring", "generation", "training", "training_checkpointed")
 
 
@@ -149,8 +151,9 @@ def main() -> None:
         whole, quarter = measure(name, tokens), measure(name, tokens // 4)
         result[f"{name}_peak_bytes"] = int(whole["peak_bytes"])
         result[f"{name}_seconds"] = round(whole["seconds"], 1)
-        above = max(1.0, quarter["peak_bytes"] - runtime)
-        result[f"{name}_growth"] = round((whole["peak_bytes"] - runtime) / above, 2)
+        above = quarter["peak_bytes"] - runtime
+        growth = round((whole["peak_bytes"] - runtime) / above, 2) if above > NOISE_BYTES else None
+        result[f"{name}_growth"] = growth
         if name in predicted:
             result[f"{name}_predicted_bytes"] = predicted[name]
     peaks = [result[f"{name}_peak_bytes"] for name in arguments.only]

@@ -61,7 +61,7 @@ def test_two_processes_train_as_one(
     told += torchrun(path, out, "--parallel", parallel)
     assert [step["step"] for step in told] == [1, 2, 3], "the second start goes on after the first"
 
-    plan = Plan.from_dict(json.loads((out / "plan.json").read_text()))
+    plan = Plan.from_dict(json.loads((out / "plan.json").read_text())["plan"])
     session = ModelSession(job, plan, plan.base_context)
     phase = plan.phase("P1")
     training = session.training(

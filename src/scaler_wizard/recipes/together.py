@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 from scaler_wizard.data.sample import sample_data
-from scaler_wizard.errors import BreakerTrippedError, ProcessGroupError, ScalerError
+from scaler_wizard.errors import BreakerTrippedError, ProcessGroupError, ScalerError, SpecError
 from scaler_wizard.models.adapters import save_adapter
 from scaler_wizard.planning.facts import read_facts
 from scaler_wizard.planning.hardware import probe_hardware
@@ -29,7 +29,7 @@ from scaler_wizard.planning.plan import Plan, make_plan
 from scaler_wizard.recipes.session import FULL_WEIGHTS, ModelSession, Training
 from scaler_wizard.runs.context import perplexity
 from scaler_wizard.safety.breaker import Breaker
-from scaler_wizard.safety.contract import check_job
+from scaler_wizard.safety.contract import check_job, job_hash
 from scaler_wizard.specs.grow import GrowJob
 from scaler_wizard.specs.yaml_io import read_yaml
 from scaler_wizard.store.checkpoints import CheckpointStore
@@ -40,6 +40,7 @@ from scaler_wizard.training.distributed import (
     Group,
     checksum,
     connected,
+    is_lost_rank,
     read_launch,
 )
 from scaler_wizard.training.forward import make_objective
@@ -82,6 +83,11 @@ def main(argv: list[str] | None = None) -> int:
     except ScalerError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
+    except RuntimeError as error:
+        if not is_lost_rank(error):
+            raise
+        print(f"ProcessGroupError: another process was lost: {error}", file=sys.stderr, flush=True)
+        return ProcessGroupError.exit_code
     return 0
 
 
@@ -137,9 +143,21 @@ def _shared_plan(job: GrowJob, out: Path, group: Group) -> Plan:
         if not (out / PLAN_FILE).exists():
             facts = read_facts(path, allow_remote_code=job.model.trust_remote_code)
             plan = make_plan(job, hardware, facts, data=sample.summary)
-            write_atomic(out / PLAN_FILE, json.dumps(plan.as_dict(), indent=1) + "\n")
+            stored = {"job": job_hash(job), "plan": plan.as_dict()}
+            write_atomic(out / PLAN_FILE, json.dumps(stored, indent=1) + "\n")
     group.barrier("waiting for the plan")
-    return Plan.from_dict(json.loads((out / PLAN_FILE).read_text(encoding="utf-8")))
+    try:
+        stored = json.loads((out / PLAN_FILE).read_text(encoding="utf-8"))
+        planned, plan = stored["job"], Plan.from_dict(stored["plan"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SpecError(f"{out / PLAN_FILE} cannot be read ({error})", "the plan of this job") from None
+    if planned != job_hash(job):
+        raise SpecError(
+            f"{out} holds the training of another job, or of this one before it was changed",
+            "a directory of its own for each job",
+            "name another --out",
+        )
+    return plan
 
 
 def _go_on(group: Group, store: CheckpointStore, training: Training) -> None:

@@ -144,12 +144,16 @@ def connected(
         _stay_local(launch.address)
     if device_type == "cuda":
         torch.cuda.set_device(launch.local_rank)
-    backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
+    timeout = timedelta(seconds=timeout_sec)
     with _naming_the_loss(launch.rank, "meeting the other processes"):
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_sec))
+        dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=timeout)
+        # Only gloo can say which rank did not come to a barrier.
+        control = dist.new_group(backend="gloo", timeout=timeout) if device_type == "cuda" else None
     try:
-        device = torch.device(device_type, launch.local_rank if device_type == "cuda" else None)
-        yield Group(launch.rank, launch.world, device, timeout_sec)
+        device = (
+            torch.device(device_type, launch.local_rank) if device_type == "cuda" else torch.device("cpu")
+        )
+        yield Group(launch.rank, launch.world, device, timeout, control)
     finally:
         dist.destroy_process_group()
 
@@ -178,6 +182,12 @@ def _is_loopback(address: str) -> bool:
         return False
 
 
+def is_lost_rank(error: RuntimeError) -> bool:
+    """Whether an error inside a forward or backward pass came from FSDP2's own communication."""
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or "gloo" in text or "nccl" in text
+
+
 @contextmanager
 def _naming_the_loss(rank: int, what: str) -> Iterator[None]:
     try:
@@ -194,9 +204,16 @@ def _naming_the_loss(rank: int, what: str) -> Iterator[None]:
 class Group:
     """Processes that torchrun has started, from inside one of them; made by `connected`."""
 
-    def __init__(self, rank: int, world: int, device: torch.device, timeout_sec: float) -> None:
+    def __init__(
+        self,
+        rank: int,
+        world: int,
+        device: torch.device,
+        timeout: timedelta,
+        control: dist.ProcessGroup | None,
+    ) -> None:
         self.rank, self.world, self.device = rank, world, device
-        self._timeout = timedelta(seconds=timeout_sec)
+        self._timeout, self._control = timeout, control
 
     def share(self, step: Step) -> Sequence[Share]:
         """This rank's passes; as many as every other rank's, because sharded layers meet in each."""
@@ -260,8 +277,7 @@ class Group:
     def barrier(self, what: str) -> None:
         """Wait for every rank, at most the timeout; rank 0's error names the rank that did not come."""
         with _naming_the_loss(self.rank, what):
-            # Between CPUs also where gradients go through NCCL: only gloo can say who is missing.
-            dist.monitored_barrier(timeout=self._timeout)
+            dist.monitored_barrier(self._control or dist.group.WORLD, timeout=self._timeout)
 
     def _reduce(self, values: Tensor, what: str, operation: dist.ReduceOp.RedOpType | None = None) -> Tensor:
         if values.numel():

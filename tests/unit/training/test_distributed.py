@@ -109,7 +109,7 @@ def test_ranks_with_other_data_are_refused(out: Path) -> None:
         assert "rows differ between the processes" in (out / f"different-{rank}.txt").read_text()
 
 
-@pytest.mark.parametrize("how", ["dead", "silent"])
+@pytest.mark.parametrize("how", ["dead", pytest.param("silent", marks=pytest.mark.slow)])
 def test_a_lost_rank_is_an_error_in_time(tmp_path: Path, how: str) -> None:
     started = time.monotonic()
     ended = launch(tmp_path, how)
