@@ -41,9 +41,9 @@ from scaler_wizard.training.distributed import (
     checksum,
     connected,
     is_lost_rank,
-    read_launch,
 )
 from scaler_wizard.training.forward import make_objective
+from scaler_wizard.training.launch import read_launch
 from scaler_wizard.training.loop import StepResult, train
 from scaler_wizard.training.sharded import load_shared_state, save_shared_state, shard, whole_weights
 

@@ -13,12 +13,8 @@ authenticated.
 
 from __future__ import annotations
 
-import ipaddress
-import os
-import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
 
@@ -29,13 +25,13 @@ from torch.distributed.tensor import DTensor
 
 from scaler_wizard.data.batches import Step
 from scaler_wizard.errors import ProcessGroupError
+from scaler_wizard.training.launch import Launch, stay_local
 from scaler_wizard.training.sharing import Share, share_step
 from scaler_wizard.training.state import TrainState, gradient_norm
 
 DEFAULT_TIMEOUT_SEC = 300.0
 # Gradients are copied into one buffer of about this size for each collective operation.
 BUCKET_BYTES = 1 << 26
-_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Ranks(Protocol):
@@ -90,39 +86,6 @@ class Alone:
 ALONE = Alone()
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """What torchrun says in the environment."""
-
-    rank: int
-    world: int
-    local_rank: int
-    address: str
-
-
-def read_launch(environment: Mapping[str, str]) -> Launch | None:
-    """torchrun's variables; None where there are none: one process.
-
-    Raises:
-        ProcessGroupError: some are missing or make no sense.
-    """
-    if "WORLD_SIZE" not in environment:
-        return None
-    missing = [name for name in _VARIABLES if name not in environment]
-    try:
-        rank, world, local = (int(environment.get(name, "-1")) for name in _VARIABLES[:3])
-    except ValueError:
-        rank = world = local = -1
-    if missing or not 0 <= rank < world or local < 0:
-        values = ", ".join(f"{name}={environment.get(name, '(missing)')}" for name in _VARIABLES[:3])
-        raise ProcessGroupError(
-            f"the environment names several processes, but {values}"[:300],
-            "the variables that torchrun sets",
-            "start with: torchrun --standalone --nproc-per-node 2 -m ...",
-        )
-    return Launch(rank, world, local, environment["MASTER_ADDR"])
-
-
 @contextmanager
 def connected(
     launch: Launch,
@@ -141,7 +104,7 @@ def connected(
         ProcessGroupError: an address that is not this machine's, or ranks that do not come.
     """
     if not allow_network:
-        _stay_local(launch.address)
+        stay_local(launch.address)
     if device_type == "cuda":
         torch.cuda.set_device(launch.local_rank)
     timeout = timedelta(seconds=timeout_sec)
@@ -150,36 +113,10 @@ def connected(
         # Only gloo can say which rank did not come to a barrier.
         control = dist.new_group(backend="gloo", timeout=timeout) if device_type == "cuda" else None
     try:
-        device = (
-            torch.device(device_type, launch.local_rank) if device_type == "cuda" else torch.device("cpu")
-        )
+        device = torch.device("cuda", launch.local_rank) if device_type == "cuda" else torch.device("cpu")
         yield Group(launch.rank, launch.world, device, timeout, control)
     finally:
         dist.destroy_process_group()
-
-
-def _stay_local(address: str) -> None:
-    """Refuse a meeting point elsewhere, and make gloo speak on the loopback interface alone."""
-    try:
-        found = {str(entry[4][0]) for entry in socket.getaddrinfo(address, None)}
-    except OSError as error:
-        found = {f"unknown: {error}"}
-    if not all(_is_loopback(item) for item in found):
-        raise ProcessGroupError(
-            f"the processes are to meet at {address}, which is not this machine's loopback address",
-            "127.0.0.1 or localhost: gradients and weights travel unencrypted",
-            "use torchrun --standalone, or allow the network where you trust every machine on it",
-        )
-    loopback = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
-    if loopback:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
 
 
 def is_lost_rank(error: RuntimeError) -> bool:

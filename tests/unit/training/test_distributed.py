@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 from scaler_wizard.data.batches import Step, collate
 from scaler_wizard.data.token_rows import TokenRow
 from scaler_wizard.errors import ProcessGroupError
-from scaler_wizard.training.distributed import Launch, connected, read_launch
+from scaler_wizard.training.distributed import connected
+from scaler_wizard.training.launch import Launch, read_launch
 from scaler_wizard.training.loop import new_state, train
 from scaler_wizard.training.sharing import share_step
 

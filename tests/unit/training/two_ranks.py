@@ -17,7 +17,8 @@ import test_loop
 from safetensors.torch import save_file
 
 from scaler_wizard.errors import ProcessGroupError
-from scaler_wizard.training.distributed import Group, checksum, connected, read_launch
+from scaler_wizard.training.distributed import Group, checksum, connected
+from scaler_wizard.training.launch import read_launch
 from scaler_wizard.training.loop import StepResult, new_state, train
 from scaler_wizard.training.sharded import load_shared_state, save_shared_state, shard, whole_weights
 
