@@ -174,7 +174,8 @@ class Group:
             accumulate = torch.promote_types(gradients[0].dtype, torch.float32)
             flat = torch.cat([gradient.flatten().to(accumulate) for gradient in gradients])
             self._reduce(flat, "summing gradients")
-            for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
         self._reduce(sums, "summing losses")
         return sums

@@ -102,7 +102,9 @@ class TrainState:
 
 def gradient_norm(gradient: Tensor) -> Tensor:
     """L2 norm [] of one tensor, in fp32 at least."""
-    return torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))
+    precise = torch.promote_types(gradient.dtype, torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(gradient, dtype=precise)
+    return norm
 
 
 def save_state(state: TrainState, directory: Path) -> None:

@@ -59,6 +59,7 @@ def test_varlen_call_has_the_right_shapes(window: int | None) -> None:
     segment_bounds.cache_clear()
 
 
+@pytest.mark.filterwarnings("ignore")  # what dynamo imports to trace warns about itself
 def test_compiled_blocks_change_nothing_but_speed() -> None:
     """The eager backend traces as the others do, and needs no compiler."""
     gradients = []
