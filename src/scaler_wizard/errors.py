@@ -177,3 +177,9 @@ class MissingDependencyError(ScalerError):
     """An optional package that the request needs; `todo` names the extra to install."""
 
     exit_code = 12
+
+
+class ProcessGroupError(ScalerError):
+    """Several processes that cannot train together: launched wrongly, unlike each other, or one was lost."""
+
+    exit_code = 13

@@ -204,9 +204,10 @@ class Engine:
                 slab.shrink(n_active)
 
     def _prefill(self, rows: Sequence[Row]) -> None:
-        """Read all prompt tokens but the last, packed into passes of at most `chunk_tokens` tokens."""
+        """Read all prompt tokens but the last, packed into passes of at most a chunk of tokens."""
         pieces: list[Piece] = []
-        room = self._limits.chunk_tokens
+        chunk = self._limits.chunk_for(self._device)
+        room = chunk
         for row in rows:
             end = len(row.request.prompt) - 1
             while row.cached < end:
@@ -216,7 +217,7 @@ class Engine:
                 row.cached = stop
                 if room == 0:
                     self._read(pieces)
-                    pieces, room = [], self._limits.chunk_tokens
+                    pieces, room = [], chunk
         if pieces:
             self._read(pieces)
 

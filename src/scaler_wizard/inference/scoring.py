@@ -136,7 +136,7 @@ def _score_batch(
     if whole:
         plan = [(0, width, sources[i : i + most]) for i in range(0, len(sources), most)]
     else:
-        plan = _chunks(width, sources, limits.chunk_tokens, most)
+        plan = _chunks(width, sources, limits.chunk_for(device), most)
     for start, end, kept in plan:
         if whole:
             reset_rotary(model)

@@ -78,9 +78,10 @@ def generate_group(
 
 def _prefill(model: nn.Module, prompts: Sequence[Sequence[int]], limits: InferenceLimits) -> Any:
     """Read the prompts; returns the output of the last pass."""
-    tokens_BT = torch.tensor([list(prompt) for prompt in prompts], device=device_of(model))
+    device = device_of(model)
+    tokens_BT = torch.tensor([list(prompt) for prompt in prompts], device=device)
     width = tokens_BT.shape[1]
-    size = width if needs_whole_rows(model) else limits.chunk_tokens
+    size = width if needs_whole_rows(model) else limits.chunk_for(device)
     output: Any = None
     for start in range(0, width, size):
         output = model(

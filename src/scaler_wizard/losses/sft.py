@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scaler_wizard.losses.liger import can_use_liger, liger_cross_entropy
+
 IGNORED = -100
 # Rows of logits at a time: 1,024, fewer for large vocabularies so that a chunk stays near 128 MB in fp32, and
 # on a CPU near 16 MB: that half fits a cache, and glibc keeps no block above 32 MB for the next chunk.
@@ -63,7 +65,7 @@ def sft_loss(hidden: Tensor, head: Head, labels: Tensor, *, chunk_rows: int | No
     Args:
         hidden: final hidden states [B, T, H].
         labels: [B, T], unshifted; the first of every segment must be -100.
-        chunk_rows: targets at a time; from the size of the vocabulary when None.
+        chunk_rows: targets at a time; when None, from the size of the vocabulary, or Liger's kernel on a GPU.
 
     Returns:
         the sum, the number of targets, and {"correct": targets that no token was more likely than}.
@@ -72,6 +74,9 @@ def sft_loss(hidden: Tensor, head: Head, labels: Tensor, *, chunk_rows: int | No
     wanted = targets != IGNORED
     gathered = hidden[:, :-1][wanted]
     chosen = targets[wanted]
+    if chunk_rows is None and can_use_liger(gathered, head.scale):
+        loss_sum, correct = liger_cross_entropy(gathered, head.weight, head.bias, head.softcap, chosen)
+        return LossResult(loss_sum, int(chosen.shape[0]), {"correct": correct})
     rows = chunk_rows or rows_at_a_time(head.weight.shape[0], hidden.device)
     loss_sum, correct = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         gathered, head.weight, head.bias, chosen, head.scale, head.softcap, rows, torch.is_grad_enabled()

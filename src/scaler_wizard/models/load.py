@@ -153,8 +153,10 @@ def _four_bit(device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig:
     if device.type != "cuda":
         raise IncompatibleModelError(
             f"4-bit weights (qlora) on {device.type}",
-            "a CUDA GPU: bitsandbytes' 4-bit kernels run there",
-            "set scaling.strategy to lora; in bfloat16 a CPU run needs 2 bytes per parameter",
+            "a CUDA GPU. bitsandbytes can keep 4-bit layers on a CPU, but unpacks each one to 16 or 32 bits "
+            "for every product; that is not offered here because it was never measured",
+            "set scaling.strategy to lora; in bfloat16 a CPU run needs 2 bytes per parameter, and activation "
+            "checkpointing saves most of the rest",
         )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise MissingDependencyError(

@@ -339,6 +339,12 @@ class _Builder:
                 if verdict.ok and (wanted == "ok" or not verdict.tight):
                     if verdict.tight:
                         self.notes.append(f"{name} is tight: {verdict.text}")
+                    whole = [v for w, v in zip(ways, verdicts, strict=True) if not w.activation_checkpointing]
+                    if way.activation_checkpointing and whole:
+                        self.notes.append(
+                            f"{name} recomputes activations (about a third more time): without activation "
+                            f"checkpointing, {whole[-1].text}"
+                        )
                     return way
         raise self._does_not_fit(f"{name} at {context:,} tokens", verdicts[-1], ways[-1], row)
 

@@ -18,8 +18,11 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from scaler_wizard.training.blocked_attention import blocked_attention, suits
+from scaler_wizard.training.varlen import can_use_varlen, segments_varlen
 
 NAME = "scaler_varlen"
+# Queries of a block under a sliding window, where the window is shorter.
+MIN_BLOCK = 512
 
 
 def varlen_attention(
@@ -37,8 +40,8 @@ def varlen_attention(
     """Causal attention within each segment.
 
     Neighbouring segments of one length go through one call as a batch, on a CPU of few cores through
-    `blocked_attention`. `is_causal` selects the flash kernel on CPU and GPU; only a segment longer than the
-    model's sliding window needs a mask, of its own size.
+    `blocked_attention`. `is_causal` selects the flash kernel on CPU and GPU, whose memory does not grow with
+    the square; a segment longer than the model's sliding window is read in blocks (`_windowed`).
 
     Args:
         query: [1, heads, T, head_dim]. key, value: [1, key-value heads, T, head_dim].
@@ -54,6 +57,8 @@ def varlen_attention(
     assert sum(segment_lengths) == n_tokens == key.shape[2], (segment_lengths, n_tokens, key.shape)
     assert options.get("softcap") is None, "soft-capped attention is not plain softmax"
     assert options.get("s_aux") is None, "attention with sinks is not plain softmax"
+    if can_use_varlen(query, dropout):
+        return segments_varlen(query, key, value, segment_lengths, scaling, sliding_window), None
     n_repeats = query.shape[1] // key.shape[1]
     runs = [(length, len(list(group))) for length, group in groupby(segment_lengths)]
     # Split, not sliced: the gradient of n slices is n tensors of full length, the gradient of a split is one.
@@ -64,10 +69,7 @@ def varlen_attention(
         # [heads, n * length, d] -> [n, heads, length, d]
         q, k, v = (x.unflatten(1, (n_segments, length)).transpose(0, 1) for x in run)
         if sliding_window is not None and length > sliding_window:
-            mask = _window_mask(length, sliding_window, query.device)
-            out = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, enable_gqa=n_repeats > 1
-            )
+            out = _windowed(q, k, v, sliding_window, dropout, scaling)
         elif not dropout and suits(query, length):
             out = blocked_attention(q, k, v, scaling)
         else:
@@ -78,10 +80,31 @@ def varlen_attention(
     return (torch.cat(outputs) if len(outputs) > 1 else outputs[0])[None], None
 
 
-def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
-    """[length, length] bool: key j is seen by query i when i - window < j <= i."""
-    at = torch.arange(length, device=device)
-    distance = at[:, None] - at[None, :]
+def _windowed(
+    query: Tensor, key: Tensor, value: Tensor, window: int, dropout: float, scaling: float | None
+) -> Tensor:
+    """Key j is seen by query i when i - window < j <= i; a block of queries reads its own keys alone.
+
+    Time and memory are length x (window + block) and not length^2: at 32,768 tokens one whole mask would take
+    4 GiB in fp32. All [n, heads, length, head_dim].
+    """
+    length, block = query.shape[2], max(window, MIN_BLOCK)
+    outputs = []
+    for start in range(0, length, block):
+        end, low = min(start + block, length), max(0, start - window + 1)
+        outputs.append(
+            F.scaled_dot_product_attention(
+                query[:, :, start:end], key[:, :, low:end], value[:, :, low:end],
+                attn_mask=_window_mask(start, end, low, window, query.device),
+                dropout_p=dropout, scale=scaling, enable_gqa=query.shape[1] > key.shape[1],
+            )
+        )  # fmt: skip
+    return torch.cat(outputs, dim=2)
+
+
+def _window_mask(start: int, end: int, low: int, window: int, device: torch.device) -> Tensor:
+    """[end - start, end - low] bool: for queries from `start` on and keys from `low` on."""
+    distance = torch.arange(start, end, device=device)[:, None] - torch.arange(low, end, device=device)
     return (distance >= 0) & (distance < window)
 
 

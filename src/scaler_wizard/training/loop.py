@@ -17,6 +17,7 @@ import torch
 from scaler_wizard.data.batches import Step, Steps
 from scaler_wizard.errors import BreakerTrippedError
 from scaler_wizard.training.allocator import keep_freed_memory, return_freed_memory
+from scaler_wizard.training.distributed import ALONE, Ranks
 from scaler_wizard.training.forward import Objective, training_mode
 from scaler_wizard.training.memory import memory_bytes
 from scaler_wizard.training.randomness import step_randomness
@@ -96,6 +97,7 @@ def train(
     guard: Guard = lambda result: True,
     state: TrainState | None = None,
     device: torch.device | str = "cpu",
+    ranks: Ranks = ALONE,
 ) -> Iterator[StepResult]:
     """Train from `state.step` to `settings.total_steps`, yielding after every optimiser step.
 
@@ -107,6 +109,8 @@ def train(
         model: a transformers model or PEFT wrapper of one, on `device`; what requires a gradient is trained.
         guard: may end the training before a step is applied. The result it refused is not yielded.
         state: where to go on; a new one when None.
+        ranks: the processes that train together, each calling this with the same arguments. The step is
+            divided among them, and it is applied where every rank's guard lets it pass.
 
     Raises:
         BreakerTrippedError: the loss or the gradient is not finite and the guard let it pass. Such a step is
@@ -122,8 +126,9 @@ def train(
             with training_mode(
                 model, activation_checkpointing=settings.activation_checkpointing, fused=settings.fused
             ):
-                result = _accumulate(model, batches.step(state.step), objective, settings, state, device)
-            go_on = guard(result)
+                step = batches.step(state.step)
+                result = _accumulate(model, step, objective, settings, state, device, ranks)
+            go_on = ranks.agree(guard(result))
             if go_on and not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
                 raise BreakerTrippedError(
                     f"loss {result.loss}, gradient norm {result.grad_norm}", result.step,
@@ -144,24 +149,25 @@ def _accumulate(
     settings: TrainSettings,
     state: TrainState,
     device: torch.device,
+    ranks: Ranks,
 ) -> StepResult:
     """Gradients of the mean loss over all targets of the step, and what there is to say about it."""
     started = time.perf_counter()
     n_labels = step.n_labels
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    sums: dict[str, torch.Tensor] = {}
-    with step_randomness(settings.seed, state.step, device):
-        for micro in step.micro_batches:
+    sums = {"loss": torch.zeros((), dtype=torch.float64, device=device)}
+    with step_randomness(ranks.seed(settings.seed), state.step, device):
+        for micro, counted in ranks.share(step):
             result = objective(model, micro.to(device))
-            (result.loss_sum / n_labels).backward()  # type: ignore[no-untyped-call]
-            loss += result.loss_sum.detach()
-            for name, value in result.metrics.items():
-                sums[name] = sums.get(name, torch.zeros((), device=device)) + value
+            (result.loss_sum * (counted / n_labels)).backward()  # type: ignore[no-untyped-call]
+            for name, value in {**result.metrics, "loss": result.loss_sum.detach()}.items():
+                sums[name] = sums.get(name, torch.zeros((), device=device)) + value * counted
+    totals = ranks.sum_up(state, torch.stack([sums[name].double() for name in sorted(sums)])).tolist()
+    means = {name: total / n_labels for name, total in zip(sorted(sums), totals, strict=True)}
     return StepResult(
         step=state.step + 1,
         total_steps=settings.total_steps,
-        loss=float(loss) / n_labels,
-        grad_norm=state.gradient_norm(),
+        loss=means.pop("loss"),
+        grad_norm=ranks.gradient_norm(state),
         learning_rate=learning_rate_at(
             state.step,
             settings.total_steps,
@@ -171,7 +177,7 @@ def _accumulate(
         ),
         tokens=step.n_tokens,
         label_tokens=n_labels,
-        metrics={name: float(value) / n_labels for name, value in sums.items()},
+        metrics=means,
         seconds=time.perf_counter() - started,
         memory_bytes=memory_bytes(device),
     )

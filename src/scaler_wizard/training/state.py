@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from scaler_wizard.errors import CheckpointError
 from scaler_wizard.models.tensor_files import Files, TensorFile, write_files
@@ -49,10 +50,16 @@ class TrainState:
             for name, item in self.parameters.items()
         }
         self.step = 0
-        # fused: one pass over the moments, on CPU as on CUDA.
+        # fused: one pass over the moments, on CPU as on CUDA. Its kernel takes sharded or whole tensors, not
+        # both at once.
+        kinds = [
+            [item for item in self.masters.values() if isinstance(item, DTensor) == sharded]
+            for sharded in (False, True)
+        ]
         self.optimizer = torch.optim.AdamW(
-            self.masters.values(), lr=0.0, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
-        )
+            [{"params": items} for items in kinds if items],
+            lr=0.0, betas=betas, eps=eps, weight_decay=weight_decay, fused=True,
+        )  # fmt: skip
 
     @property
     def n_parameters(self) -> int:
@@ -60,11 +67,11 @@ class TrainState:
         return sum(item.numel() for item in self.parameters.values())
 
     def gradient_norm(self) -> float:
-        """L2 norm of all gradients together, in fp32; not finite if any of them is not."""
+        """L2 norm of all gradients together, in fp32 at least; not finite if any of them is not."""
         gradients = [item.grad for item in self.parameters.values() if item.grad is not None]
         if not gradients:
             return 0.0
-        norms = torch.stack([torch.linalg.vector_norm(item, dtype=torch.float32) for item in gradients])
+        norms = torch.stack([gradient_norm(item) for item in gradients])
         return float(torch.linalg.vector_norm(norms))
 
     def apply(self, learning_rate: float, gradient_scale: float = 1.0) -> None:
@@ -77,7 +84,8 @@ class TrainState:
             if gradient_scale != 1.0:
                 master.grad.mul_(gradient_scale)
         self._allocate_moments()
-        self.optimizer.param_groups[0]["lr"] = learning_rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
         self.optimizer.step()
         with torch.no_grad():
             for name, master in self.masters.items():
@@ -101,6 +109,13 @@ class TrainState:
         for name, item in self.parameters.items():
             item.grad = None
             self.masters[name].grad = None
+
+
+def gradient_norm(gradient: Tensor) -> Tensor:
+    """L2 norm [] of one tensor, in fp32 at least."""
+    precise = torch.promote_types(gradient.dtype, torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(gradient, dtype=precise)
+    return norm
 
 
 def save_state(state: TrainState, directory: Path) -> None:

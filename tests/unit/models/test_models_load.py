@@ -152,8 +152,10 @@ def test_another_tokenizer_must_fit_the_embeddings(saved, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_four_bit_and_cuda_are_refused_without_a_gpu(saved):
-    with pytest.raises(IncompatibleModelError, match="CUDA"):
+    with pytest.raises(IncompatibleModelError, match="CUDA") as found:
         load(saved / "llama", quantize_4bit=True)
+    assert "unpacks each one" in found.value.expected
+    assert "strategy to lora" in found.value.todo
     with pytest.raises(ModelError, match="there is none"):
         load(saved / "llama", device="cuda")
 

@@ -157,10 +157,15 @@ def test_checkpointing_only_when_needed_or_asked(llama_1b: ModelFacts) -> None:
     laptop, big = FAKES["laptop_8gb_gpu"], FAKES["a100_80gb"]
     assert not make_plan(job(), big, llama_1b).phase("P1").activation_checkpointing
     assert not make_plan(job(), laptop, llama_1b).phase("P1").activation_checkpointing
-    larger = job(training={"micro_batch_tokens": 8192})
-    assert make_plan(larger, laptop, llama_1b).phase("P1").activation_checkpointing
+    needed = make_plan(job(training={"micro_batch_tokens": 8192}), laptop, llama_1b)
+    assert needed.phase("P1").activation_checkpointing
+    said = next(note for note in needed.notes if note.startswith("P1 recomputes activations"))
+    assert "does not" in said
+    assert not any("recomputes" in note for note in make_plan(job(), big, llama_1b).notes)
     asked = job(training={"activation_checkpointing": "on"})
-    assert make_plan(asked, big, llama_1b).phase("P1").activation_checkpointing
+    plan = make_plan(asked, big, llama_1b)
+    assert plan.phase("P1").activation_checkpointing
+    assert not any("recomputes" in note for note in plan.notes), "a person's own choice needs no reason"
 
 
 def test_teacher_counts_in_the_last_phase(tiny: ModelFacts, llama_1b: ModelFacts) -> None:
