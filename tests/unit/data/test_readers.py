@@ -103,12 +103,12 @@ def test_bad_line_stops_or_is_set_aside(tmp_path: Path, line: bytes, reason: str
     assert reason in bad.reasons[0][1]
 
 
-def test_line_beyond_16_mb_is_skipped_whole(tmp_path: Path) -> None:
+def test_line_beyond_8_mb_is_skipped_whole(tmp_path: Path) -> None:
     long = b'{"text": "' + b"x" * (rows_module.MAX_ROW_BYTES + 5) + b'"}'
     path = write(tmp_path / "a.jsonl", long + b'\n{"text": "b"}')
     bad = BadRows("quarantine")
     assert [(row.number, row.value) for row in read_rows(path, bad_rows=bad)] == [(2, {"text": "b"})]
-    assert bad.reasons == [(1, f"{path}, row 1: longer than 16 MB")]
+    assert bad.reasons == [(1, f"{path}, row 1: longer than 8 MB")]
 
 
 def test_damage_inside_an_array_stops_even_in_quarantine(tmp_path: Path) -> None:
