@@ -169,15 +169,16 @@ def to_pair(row: Row, system_prompt: str | None = None, source: str = "data") ->
         while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
             shared += 1
         prompt = (*prompt, *chosen[:shared])
-        if chosen[shared:] == rejected[shared:]:
+        answers = [[turn for turn in turns[shared:] if turn.content.strip()] for turns in (chosen, rejected)]
+        if not all(answers):
+            raise _UnusableError("empty_turn", "chosen or rejected is empty")
+        if answers[0] == answers[1]:
             raise _UnusableError("roles", "chosen and rejected are the same, so nothing is preferred")
-        whole = [_conversation([*prompt, *turns[shared:]], system_prompt) for turns in (chosen, rejected)]
+        whole = [_conversation([*prompt, *answer], system_prompt) for answer in answers]
     except _UnusableError as error:
         raise row_error(source, row.number, str(error), EXAMPLES["preference"], kind=error.kind) from None
-    ends = [sum(bool(turn.content.strip()) for turn in turns[shared:]) for turns in (chosen, rejected)]
-    return PreferencePair(
-        whole[0].messages[: -ends[0]], whole[0].messages[-ends[0] :], whole[1].messages[-ends[1] :]
-    )
+    opening = whole[0].messages[: -len(answers[0])]
+    return PreferencePair(opening, tuple(answers[0]), tuple(answers[1]))
 
 
 def _turns_of(value: object, where: str, role: str) -> list[Message]:

@@ -6,6 +6,7 @@ Knows nothing of file types, row formats or torch.
 from __future__ import annotations
 
 import codecs
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,11 @@ class Row:
 
     number: int
     value: dict[str, Any]
+
+    def raw_text(self) -> bytes:
+        """The row as JSON, for a quarantine: what was parsed has no bytes of its own any more."""
+        text = json.dumps(self.value, ensure_ascii=False, default=str)
+        return text.encode("utf-8", "surrogatepass")
 
 
 @dataclass(frozen=True, slots=True)

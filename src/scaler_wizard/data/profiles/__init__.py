@@ -1,0 +1,14 @@
+"""Data profiles: pluggable shapes of conversations, one file each, in one registry. Torch-free."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from scaler_wizard.data.profiles.emoji_think import EMOJI_THINK
+from scaler_wizard.data.profiles.none import NONE
+from scaler_wizard.data.profiles.profile import Profile
+from scaler_wizard.data.profiles.regime3 import REGIME3
+
+PROFILES: Final[dict[str, Profile]] = {profile.name: profile for profile in (NONE, EMOJI_THINK, REGIME3)}
+
+__all__ = ["PROFILES", "Profile"]
