@@ -82,7 +82,10 @@ class Engine:
             return []
         rows = step.rows
         logits_BV = self._forward([row.tokens[-1] for row in rows], [row.cached for row in rows], step)
-        logits_BV = process_logits(logits_BV, [row.request for row in rows], [row.tokens for row in rows])
+        requests = [row.request for row in rows]
+        logits_BV = process_logits(
+            logits_BV, requests, lambda at: rows[at].tokens[len(requests[at].prompt) :]
+        )
         temperatures = [row.request.temperature for row in rows]
         chosen = choose_tokens(logits_BV, temperatures, [self._draw(row) for row in rows])
         ended = []

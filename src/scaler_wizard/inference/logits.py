@@ -17,22 +17,22 @@ from scaler_wizard.inference.requests import Request
 
 Tokens: TypeAlias = tuple[int, ...]
 LogitProcessor: TypeAlias = Callable[[Tensor, Sequence[Sequence[int]]], Tensor]
-"""(logits [batch, vocabulary], tokens generated so far by row) -> logits [batch, vocabulary], a new tensor."""
+"""(logits [batch, vocabulary], tokens generated so far by row) -> new logits [batch, vocabulary]."""
 
 
-def process_logits(logits_BV: Tensor, requests: Sequence[Request], tokens: Sequence[Sequence[int]]) -> Tensor:
+def process_logits(
+    logits_BV: Tensor, requests: Sequence[Request], generated: Callable[[int], Sequence[int]]
+) -> Tensor:
     """Each row's logits through its request's processor; the tensor itself where no request has one.
 
-    tokens: prompt and continuation by row.
+    generated: from a row's place to its tokens so far, without the prompt.
     """
-    wanted = [at for at, request in enumerate(requests) if request.processor is not None]
-    if not wanted:
+    if all(request.processor is None for request in requests):
         return logits_BV
     changed = logits_BV.clone()
-    for at in wanted:
-        processor: LogitProcessor | None = requests[at].processor
-        assert processor is not None
-        changed[at] = processor(logits_BV[at : at + 1], [tokens[at][len(requests[at].prompt) :]])[0]
+    for at, request in enumerate(requests):
+        if request.processor is not None:
+            changed[at] = request.processor(logits_BV[at : at + 1], [generated(at)])[0]
     return changed
 
 
@@ -86,7 +86,7 @@ def end_of_turn_reward(
     strength: float,
     least: int,
 ) -> Tensor:
-    """After `least` stop emojis the end of the turn gains `strength`, and as much again with each further one."""
+    """After `least` stop emojis the end of the turn gains `strength`, and that again for each further one."""
     changed = logits_BV.clone()
     for row, tokens in enumerate(generated):
         n_stops = occurrences(tokens, stop)

@@ -58,8 +58,9 @@ def generate_group(
     while True:
         temperatures = [requests[row].temperature for row in alive]
         draws = [generators[row].random() if requests[row].temperature > 0 else 0.0 for row in alive]
-        seen = [(*requests[row].prompt, *tokens[row]) for row in alive]
-        logits_BV = process_logits(output.logits[:, -1], [requests[row] for row in alive], seen)
+        logits_BV = process_logits(
+            output.logits[:, -1], [requests[row] for row in alive], [tokens[row] for row in alive].__getitem__
+        )
         chosen = choose_tokens(logits_BV, temperatures, draws)
         for row, token in zip(alive, chosen, strict=True):
             if token in requests[row].stop_ids:
