@@ -81,19 +81,20 @@ def _arrow_rows(path: Path, bad: BadRows, numbers: _Counter) -> Iterator[Row]:
     import pyarrow
     import pyarrow.ipc
 
-    before = bad.bytes_read
+    before, size = bad.bytes_read, path.stat().st_size
     # Read, not mapped: pages of a mapped file would count as our memory.
     with _damage(path, "Arrow", numbers), pyarrow.OSFile(str(path)) as file:
         is_file_format = file.read(6) == b"ARROW1"
         file.seek(0)
         if is_file_format:
             reader = pyarrow.ipc.open_file(file)
-            batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
+            for index in range(reader.num_record_batches):
+                yield from _rows(reader.get_batch(index), numbers)
+                bad.bytes_read = before + size * (index + 1) // reader.num_record_batches
         else:
-            batches = iter(pyarrow.ipc.open_stream(file))
-        for batch in batches:
-            yield from _rows(batch, numbers)
-            bad.bytes_read = before + file.tell()
+            for batch in pyarrow.ipc.open_stream(file):
+                yield from _rows(batch, numbers)
+                bad.bytes_read = before + file.tell()
 
 
 def _rows(batch: Any, numbers: _Counter) -> Iterator[Row]:
