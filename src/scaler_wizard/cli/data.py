@@ -6,10 +6,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -20,7 +19,7 @@ from scaler_wizard.cli.options import JsonOption, print_json
 from scaler_wizard.data.convert import convert_file
 from scaler_wizard.data.generate import generated_rows, parse_levels, parse_tasks
 from scaler_wizard.data.jsonl_writer import JsonlWriter, check_target
-from scaler_wizard.data.profiles import PROFILES
+from scaler_wizard.data.profiles import PROFILES, find_profile
 from scaler_wizard.data.sample import load_tokenizer
 from scaler_wizard.data.validate import Level, validate_file
 from scaler_wizard.data.validation_report import ValidationReport
@@ -31,30 +30,6 @@ from scaler_wizard.planning.locate import resolve_model
 app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True)
 
 SHOWN_ROWS = 3
-ProfileName = StrEnum("ProfileName", {name: name for name in PROFILES})
-NO_PROFILE = ProfileName("none")
-
-
-class OnBadLine(StrEnum):
-    """What a bad line does."""
-
-    QUARANTINE = "quarantine"
-    FAIL = "fail"
-
-
-class Split(StrEnum):
-    """Sides of the generators' split."""
-
-    TRAIN = "train"
-    HELD_OUT = "held_out"
-
-
-class Form(StrEnum):
-    """How a generated task is asked."""
-
-    INSTRUCTION = "instruction"
-    QUESTION = "question"
-
 
 FileArgument = Annotated[
     Path, typer.Argument(help="JSONL, JSON, CSV, TSV, Parquet, Arrow, text, or a saved dataset's folder.")
@@ -67,6 +42,7 @@ ValidationOption = Annotated[Path | None, typer.Option(help="A file whose rows m
 QuarantineOption = Annotated[
     Path | None, typer.Option(help="Where bad lines go (default: FILE.quarantine.jsonl beside it).")
 ]
+OnBadLine = Literal["quarantine", "fail"]
 BadLineOption = Annotated[OnBadLine, typer.Option(help="Set a bad line aside, or fail at the first.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Do everything but write.")]
 
@@ -84,7 +60,7 @@ def validate(
     max_length: MaxLengthOption = None,
     validation: ValidationOption = None,
     quarantine: QuarantineOption = None,
-    on_bad_line: BadLineOption = OnBadLine.QUARANTINE,
+    on_bad_line: BadLineOption = "quarantine",
     strict: Annotated[bool, typer.Option("--strict", help="Fail on any problem at all.")] = False,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
@@ -112,7 +88,7 @@ def analyze(
 ) -> None:
     """Show a file's format, counts, lengths and repeats; writes nothing."""
     level = Level.DEEP if deep else Level.STANDARD
-    report = _report(file, level, model, max_length, None, None, OnBadLine.QUARANTINE)
+    report = _report(file, level, model, max_length, None, None, "quarantine")
     typer.echo(report.words())
     for line in histogram(report.lengths):
         typer.echo(line)
@@ -124,13 +100,13 @@ def analyze(
 def convert(
     file: FileArgument,
     out: Annotated[Path, typer.Argument(help="JSON Lines file to write.")],
-    profile: Annotated[ProfileName, typer.Option(help="Shape the conversations on the way.")] = NO_PROFILE,
+    profile: Annotated[str, typer.Option(help=f"Shape conversations: {', '.join(PROFILES)}.")] = "none",
     seed: Annotated[int, typer.Option(help="Seed of what a profile draws.")] = 0,
     system_prompt: Annotated[
         str | None, typer.Option(help="System turn for conversations without one.")
     ] = None,
     quarantine: QuarantineOption = None,
-    on_bad_line: BadLineOption = OnBadLine.QUARANTINE,
+    on_bad_line: BadLineOption = "quarantine",
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
@@ -139,9 +115,9 @@ def convert(
     check_target(out, force=force)
     with _progress(f"converting {file.name}") as on_progress:
         done = convert_file(
-            file, None if dry_run else out, profile=PROFILES[profile.value], seed=seed,
+            file, None if dry_run else out, profile=find_profile(profile), seed=seed,
             system_prompt=system_prompt, quarantine=quarantine or _quarantine_of(file),
-            on_bad_line=on_bad_line.value, force=force, on_progress=on_progress,
+            on_bad_line=on_bad_line, force=force, on_progress=on_progress,
         )  # fmt: skip
     typer.echo(done.words())
     if json:
@@ -157,8 +133,12 @@ def generate(
     ] = "all",
     count: Annotated[int, typer.Option(min=1, help="Rows.")] = 1000,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal files.")] = 0,
-    split: Annotated[Split, typer.Option(help="held_out rows never stand in train files.")] = Split.TRAIN,
-    form: Annotated[Form, typer.Option(help="An explicit request or an implicit one.")] = Form.INSTRUCTION,
+    split: Annotated[
+        Literal["train", "held_out"], typer.Option(help="held_out rows never stand in train files.")
+    ] = "train",
+    form: Annotated[
+        Literal["instruction", "question"], typer.Option(help="An explicit request or an implicit one.")
+    ] = "instruction",
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
@@ -166,7 +146,7 @@ def generate(
     """Write generated tasks with exactly one right answer each, no row twice."""
     tasks, levels = parse_tasks(task), parse_levels(level)
     check_target(out, force=force)
-    rows = generated_rows(tasks, levels, count, seed, split=split.value, form=form.value)
+    rows = generated_rows(tasks, levels, count, seed, split=split, form=form)
     if dry_run:
         shown = [row.as_dict() for row in rows]
         for row in islice(shown, SHOWN_ROWS):
@@ -182,7 +162,7 @@ def generate(
         print_json(
             {
                 "out": None if dry_run else str(out), "rows": count, "tasks": list(tasks),
-                "levels": list(levels), "seed": seed, "split": split.value, "form": form.value,
+                "levels": list(levels), "seed": seed, "split": split, "form": form,
             }
         )  # fmt: skip
 
@@ -224,7 +204,7 @@ def _report(
     with _progress(f"reading {file.name}") as on_progress:
         return validate_file(
             file, level, tokenizer=tokenizer, max_length=max_length, validation=validation,
-            quarantine=quarantine, on_bad_line=on_bad_line.value, on_progress=on_progress,
+            quarantine=quarantine, on_bad_line=on_bad_line, on_progress=on_progress,
         )  # fmt: skip
 
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scaler_wizard.data.formats import Message
-from scaler_wizard.data.profiles import PROFILES
+from scaler_wizard.data.profiles import PROFILES, find_profile
 from scaler_wizard.data.profiles.emoji_think import STOP_EMOJIS, THINK_EMOJIS
 from scaler_wizard.data.profiles.regime3 import marked_answer
-from scaler_wizard.errors import RowError
+from scaler_wizard.errors import RowError, SpecError
 
 EMOJI = PROFILES["emoji_think"]
 REGIME3 = PROFILES["regime3"]
@@ -27,6 +27,9 @@ def test_registry_names_its_profiles() -> None:
     assert all(name == profile.name and profile.summary for name, profile in PROFILES.items())
     assert PROFILES["none"].apply(talk("a", "<think>b</think>c"), 3) == talk("a", "<think>b</think>c")
     assert PROFILES["none"].instructions == ""
+    assert find_profile("regime3") is REGIME3
+    with pytest.raises(SpecError, match="one of none, emoji_think, regime3"):
+        find_profile("regime4")
 
 
 @given(st.integers(), st.text(min_size=1).filter(str.strip).filter(lambda text: "<think>" not in text))

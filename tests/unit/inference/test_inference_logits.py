@@ -23,7 +23,7 @@ from scaler_wizard.inference.requests import Request
 from scaler_wizard.models.rope import RopeSetting, apply_rope
 from scaler_wizard.models.tiny import tiny_model
 
-# Two thinking emojis of two tokens; the first token begins a stop emoji too, and another stop emoji is one token.
+# Emojis of two tokens, of which the first begins thinking and stop emojis alike; one stop emoji is one token.
 THINK = ((1, 2), (1, 3))
 STOP = ((1, 4), (5,))
 END = frozenset({7})
