@@ -71,7 +71,7 @@ def test_json_round_trip(tmp_path: Path, rows: list[dict[str, object]]) -> None:
     data=st.data(),
 )
 def test_hostile_bytes_give_rows_or_our_errors(tmp_path: Path, content: bytes, data: st.DataObject) -> None:
-    suffix = data.draw(st.sampled_from([".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt"]))
+    suffix = data.draw(st.sampled_from([".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt"]))
     # Any exception outside our tree escapes `suppress` and fails the test.
     with contextlib.suppress(ScalerError):
         for row in read_rows(write(tmp_path / f"a{suffix}", content), bad_rows=BadRows("quarantine")):
