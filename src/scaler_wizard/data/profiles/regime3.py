@@ -46,13 +46,19 @@ def marked_answer(output: str) -> str | None:
 
 
 def _clean(reasoning: str) -> str:
-    text = _CALCULATOR.sub("", reasoning)
-    return text.replace(ANSWER_START, "").replace(ANSWER_END, "").replace("<think>", "").strip()
+    return _unmarked(_CALCULATOR.sub("", reasoning).replace("<think>", ""))
+
+
+def _unmarked(text: str) -> str:
+    """Without markers, also those that appear when one inside them is taken out."""
+    while ANSWER_START in text or ANSWER_END in text:
+        text = text.replace(ANSWER_START, "").replace(ANSWER_END, "")
+    return text.strip()
 
 
 def _respond(text: str, rng: random.Random) -> str:
     reasoning, answer = split_answer(text)
-    answer = answer.replace(ANSWER_START, "").replace(ANSWER_END, "").strip()
+    answer = _unmarked(answer)
     if not answer:
         raise RowError("a response without an answer", "an answer", "remove the row", kind="empty_turn")
     marked = f"{ANSWER_START}{answer}{ANSWER_END}"
