@@ -182,6 +182,7 @@ def value(
     """Estimate what a file would teach a model: its loss before, and after a probe that is thrown away."""
     if not file.exists():
         raise DataFileMissingError(f"there is no data file {file}", "an existing file", "check the path")
+    resolve_model(model)
     with Console(stderr=True).status(f"probing {model} with {file.name}"):
         found = measure_data_value(
             model, file, sample=sample, steps=steps, learning_rate=learning_rate, seed=seed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -18,6 +19,8 @@ from scaler_wizard.errors import SpecError
 
 # A space of n inputs gives its last one after about n ln n draws; this many without a new one is the end.
 MAX_REPEATS: Final = 2000
+
+_LEVELS = re.compile(r"([0-9]{1,2})(?:-([0-9]{1,2}))?")
 
 Form = Literal["instruction", "question"]
 
@@ -68,9 +71,8 @@ def parse_levels(text: str) -> tuple[int, ...]:
     for name, levels in DIFFICULTIES.items():
         if text == name:
             return tuple(levels)
-    first, _, last = text.partition("-")
-    if first.isascii() and first.isdigit() and (not last or (last.isascii() and last.isdigit())):
-        low, high = int(first[:4]), int((last or first)[:4])
+    if match := _LEVELS.fullmatch(text):
+        low, high = int(match[1]), int(match[2] or match[1])
         if MIN_LEVEL <= low <= high <= MAX_LEVEL:
             return tuple(range(low, high + 1))
     raise SpecError(

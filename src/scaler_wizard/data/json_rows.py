@@ -116,8 +116,8 @@ def _array_rows(path: Path, buffer: _JsonBuffer, bad: BadRows) -> Iterator[Row]:
         try:
             row = _checked_object(value, text)
         except ValueError as error:
-            reason = row_error(path, number, str(error), "an array of objects", kind="json")
-            bad.add(number, reason, text.encode("utf-8"))
+            refused = row_error(path, number, str(error), "an array of objects", kind="json")
+            bad.add(number, refused, text.encode("utf-8"))
         else:
             yield Row(number, row)
         mark = buffer.peek()

@@ -40,8 +40,8 @@ def read_csv(path: Path, bad: BadRows) -> Iterator[Row]:
             header = _csv_header(path, cells)
         elif len(cells) != len(header):
             reason = f"{len(cells)} cells"
-            error = row_error(path, number, reason, f"{len(header)}, as in the header", kind="cells")
-            bad.add(number, error, raw)
+            expected = f"{len(header)}, as in the header"
+            bad.add(number, row_error(path, number, reason, expected, kind="cells"), raw)
         else:
             yield Row(number, dict(zip(header, cells, strict=True)))
 

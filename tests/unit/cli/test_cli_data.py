@@ -89,8 +89,7 @@ def test_value_measures_in_a_process_of_its_own(scaler: Any, tmp_path: Path) -> 
     refused = scaler("data", "value", "few.jsonl")
     assert refused.code == 5
     assert "at least 8" in refused.err
-    wrong = scaler("data", "value", "a.jsonl", "--model", "./nowhere")
-    assert wrong.code == 6
+    assert scaler("data", "value", "a.jsonl", "--model", "./nowhere").code == 6
 
 
 @pytest.mark.parametrize("name", ["validate", "analyze", "convert", "generate", "value"])
