@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rollback": ("rollback", "Go back to an earlier phase (or undo that)."),
     "watch": ("watch", "Follow a run live."),
     "runs": ("runs", "List runs, or show one."),
+    "data": ("data", "Check, look at, convert, generate and value data files."),
     "report": ("report", "Write the HTML report of a run again."),
 }
 
