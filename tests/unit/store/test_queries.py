@@ -120,7 +120,7 @@ def test_phases_and_rollback(connection, token):
     assert queries.get_run(connection, NEW.id).phase == "P2"
     run = phases.record_rollback(connection, NEW.id, "P1", "P1-0001", 20.0)
     assert run.phase == "P1"
-    phases = phases.list_phases(connection, NEW.id)
+    found = phases.list_phases(connection, NEW.id)
     assert [(p.phase, p.status) for p in found] == [("P0", "done"), ("P1", "done"), ("P2", "rolled_back")]
     assert found[1].metrics == {"ppl": 3.0}
     again = phases.start_phase(connection, NEW.id, token, "P2", 30.0)
