@@ -173,6 +173,8 @@ class FileSection(Spec):
     """Its name in the inbox."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Hash of its bytes."""
+    description: Annotated[str, Field(max_length=2000)] = ""
+    """What the JSON beside it says about it."""
 
 
 class _Learning(Spec):
