@@ -27,6 +27,7 @@ from scaler_wizard.errors import (
     WorkspaceBusyError,
     WrongStateError,
 )
+from scaler_wizard.jobs.maintenance import Maintenance
 from scaler_wizard.jobs.process import read_ending, start_worker
 from scaler_wizard.jobs.reports import WorkerReports
 from scaler_wizard.planning.plan import Plan
@@ -78,6 +79,7 @@ class Service:
             "models": self._models,
         }
         self._reports = WorkerReports(self.database)
+        self._upkeep = Maintenance(workspace, self.database).operations
 
     def __enter__(self) -> Service:
         return self
@@ -94,6 +96,8 @@ class Service:
             ScalerError: whatever was refused; the state is then as it was.
         """
         op = request.get("op")
+        if isinstance(op, str) and op in self._upkeep:
+            return self._upkeep[op](request)
         if not isinstance(op, str) or op not in {*self._operations, *self._reports.operations}:
             known = ", ".join(self._operations)
             raise SpecError(f"unknown operation {str(op)[:40]!r}", f"one of {known}")
