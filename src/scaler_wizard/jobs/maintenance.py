@@ -6,9 +6,11 @@ Each risky one makes a backup first and leaves a line in the flight log. What th
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, select
@@ -43,6 +45,8 @@ class Maintenance:
             "config_last_run": self._config_last_run,
             "backup_create": self._backup_create,
             "retention": self._retention,
+            "health_facts": self._health_facts,
+            "tidy": self._tidy,
         }
 
     # Versions
@@ -102,7 +106,7 @@ class Maintenance:
         config.check_change(self.workspace, key, value)
         is_locked = False
         with self.database.session() as connection:
-            if key in LOCKED and last_job(connection, before.lineage.model_name) is not None:
+            if key in LOCKED and last_job(connection) is not None:
                 self._check_unlock(key, old, value, request)
                 is_locked = old != value
             saved = self._backup(connection, "unlock config" if is_locked else "config")
@@ -127,10 +131,10 @@ class Maintenance:
             raise WrongStateError(f"{key} was to be unlocked without a reason", "--reason TEXT", "say why")
 
     def _config_last_run(self, request: Answer) -> Answer:
-        """{} -> {run, differences}: what the config says otherwise than the lineage's last run."""
+        """{} -> {run, differences}: what the config says otherwise than the last run that learned a file."""
         now = config.load(self.workspace)
         with self.database.session() as connection:
-            last = last_job(connection, now.lineage.model_name)
+            last = last_job(connection)
         if last is None:
             return {"run": None, "differences": []}
         run, job = last
@@ -162,6 +166,46 @@ class Maintenance:
         self._note("retention", request, {"deleted": gone, "bytes": decided.used_bytes - decided.after_bytes})
         return {**answer, "deleted": gone}
 
+    # Health
+
+    def _health_facts(self, request: Answer) -> Answer:
+        """{} -> what the database says: {database, runs, versions, locked, orphans, sweepable}."""
+        with self.database.session() as connection:
+            with transaction(connection):
+                statuses = {
+                    row.id: row.status for row in connection.execute(select(RUNS.c.id, RUNS.c.status))
+                }
+            rows = [self._row(connection, row) for row in versions.list_versions(connection)]
+            locked: list[Difference] = []
+            with contextlib.suppress(SpecError):  # a config that cannot be read is another finding
+                locked = refused_changes(connection, self.workspace, config.load(self.workspace))
+            found = [
+                f"{path.parent.name} {path.name}" for path, _ in versions.orphans(connection, self.workspace)
+            ]
+        leftovers = [
+            f"{row['lineage']} {row['name']}"
+            for row in rows
+            if row["status"] == "deleted" and Path(row["folder"]).is_dir()
+        ]
+        return {
+            "database": self.database.quick_check(), "runs": statuses, "versions": rows,
+            "locked": [asdict(item) for item in locked], "orphans": found, "sweepable": leftovers,
+        }  # fmt: skip
+
+    def _tidy(self, request: Answer) -> Answer:
+        """{} -> {done}: remove files of deleted versions; enter versions that no row knows, as held."""
+        with self.database.session() as connection:
+            done = [f"removed the files of {name}" for name in versions.sweep(connection, self.workspace)]
+            for path, manifest in versions.orphans(connection, self.workspace):
+                held = replace(manifest, promote=False, reasons=(*manifest.reasons, "found without a row"))
+                versions.insert_version(
+                    connection, self.workspace, held, int(path.name.removeprefix("v")), manifest.created
+                )
+                done.append(f"entered {path.parent.name} {path.name} as held")
+        if done:
+            self._note("tidied", request, {"done": done})
+        return {"done": done}
+
     def _note(self, kind: str, request: Answer, data: Answer) -> None:
         said = {
             "by": str(request.get("by") or "a person")[:255],
@@ -189,11 +233,11 @@ def settings(workspace: Workspace) -> RetentionSection:
     return config.load(workspace).retention
 
 
-def last_job(connection: Connection, lineage: str) -> tuple[str, dict[str, Any]] | None:
-    """(id, job) of the newest run of a lineage that learned a file."""
+def last_job(connection: Connection) -> tuple[str, dict[str, Any]] | None:
+    """(id, job) of the newest run that learned a file, of whatever lineage: its name is locked too."""
     query = (
         select(RUNS.c.id, RUNS.c.job)
-        .where(RUNS.c.lineage == lineage, RUNS.c.recipe == "continual")
+        .where(RUNS.c.recipe == "continual")
         .order_by(RUNS.c.created.desc(), RUNS.c.id.desc())
         .limit(1)
     )
@@ -209,7 +253,7 @@ def refused_changes(
 
     A key that was unlocked after the lineage's last run, to the value that it has now, is not among them.
     """
-    last = last_job(connection, wanted.lineage.model_name)
+    last = last_job(connection)
     if last is None:
         return []
     created = _created(connection, last[0])
