@@ -20,6 +20,8 @@ from scaler_wizard.jobs.completion import Completion
 from scaler_wizard.jobs.decisions import Decisions
 from scaler_wizard.jobs.dispatch import Dispatcher
 from scaler_wizard.jobs.heartbeats import Heartbeats
+from scaler_wizard.jobs.maintenance import Maintenance
+from scaler_wizard.jobs.overview import Overview
 from scaler_wizard.jobs.queueing import Queueing
 from scaler_wizard.jobs.reports import WorkerReports
 from scaler_wizard.jobs.rollbacks import Rollbacks
@@ -51,7 +53,9 @@ class Service:
         self.dispatcher = Dispatcher(workspace, self.database, self.workers, completion)
         if config is not None:
             self.configure(config)
-        self._without_run = WITHOUT_RUN
+        self.overview = Overview(workspace, self.database, lambda: self.workers.attached)
+        upkeep = Maintenance(workspace, self.database).operations
+        self._without_run = WITHOUT_RUN | self.overview.operations.keys() | upkeep.keys()
         self._reports = WorkerReports(self.database, self.heartbeats)
         self._operations: dict[str, Callable[[Answer], Answer]] = {
             "ping": lambda request: {"pid": os.getpid()},
@@ -61,6 +65,8 @@ class Service:
             **Queueing(workspace, self.database, self.dispatcher).operations,
             **Decisions(workspace, self.database, self.workers, rollbacks).operations,
             **rollbacks.operations,
+            **self.overview.operations,
+            **upkeep,
         }
 
     def __enter__(self) -> Service:

@@ -70,6 +70,14 @@ class Database:
         with self._lock:
             yield self._connection
 
+    def quick_check(self) -> str:
+        """ "ok", or the first damage that SQLite finds in the file; always "ok" of a server."""
+        with self._lock, _explained(str(self._engine.url)):
+            if self._engine.dialect.name != "sqlite":
+                return "ok"
+            with self._connection.begin():
+                return str(self._connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one())
+
     def close(self) -> None:
         """Close the connection."""
         with self._lock:
