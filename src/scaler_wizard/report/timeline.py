@@ -36,7 +36,7 @@ def timeline(events: Sequence[Event]) -> tuple[list[Entry], int]:
 
 
 def _entries(events: Sequence[Event]) -> Iterator[Entry]:
-    told = (event for event in events if event.type != "progress")
+    told = (event for event in events if event.type not in ("progress", "answered"))
     for (kind, phase), group in groupby(
         told, key=lambda event: (event.type, text(getattr(event, "phase", ""), 40))
     ):

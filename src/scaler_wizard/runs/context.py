@@ -10,17 +10,18 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scaler_wizard.errors import BreakerTrippedError, LimitError
+from scaler_wizard.runs.eta import StepClock
 from scaler_wizard.runs.link import HostLink
 from scaler_wizard.runs.telemetry import Telemetry
 from scaler_wizard.safety.breaker import Breaker, Verdict
 from scaler_wizard.safety.limits import MemoryLimit, check_memory
-from scaler_wizard.specs.events import Note, PhaseStarted, ProbeDone, Progress, StepDone
+from scaler_wizard.specs.events import Answer, Answered, Note, PhaseStarted, ProbeDone, Progress, StepDone
 from scaler_wizard.store.checkpoints import CheckpointStore
 from scaler_wizard.store.durable import write_atomic
 from scaler_wizard.store.rundir import RunDir
@@ -54,6 +55,8 @@ class PhaseContext:
     breaker: Breaker
     memory_limit: MemoryLimit
     read_memory: Callable[[], int]
+    later_sec: float = 0.0
+    """Seconds needed after the steps of this phase, as far as the recipe knows: part of the ETA."""
     _verdict: Verdict | None = None
     _stopped_at: int | None = None
     _resume_point: tuple[int, SaveStep] | None = None
@@ -75,6 +78,10 @@ class PhaseContext:
         """Record one measurement and hand it back."""
         self.telemetry.emit(ProbeDone(phase=self.phase, probe=probe, result=result))
         return result
+
+    def answers(self, step: int, items: Sequence[Answer]) -> None:
+        """Report questions that were answered during training."""
+        self.telemetry.emit(Answered(phase=self.phase, step=step, items=list(items)))
 
     def progress(self, activity: str) -> Callable[[int, int], None]:
         """A callback (done, total) for one activity: shows a bar with ETA and lets a person interrupt."""
@@ -102,12 +109,9 @@ class PhaseContext:
             LimitError: memory above the contract's 90%.
             InterruptedPhase: pause, abort or rollback asked for by a person.
         """
-        started, first = time.monotonic(), 0
+        clock = StepClock()
         for result in begin(self._guard):
-            first = first or result.step
-            done = result.step - first + 1
-            eta = (time.monotonic() - started) / done * (result.total_steps - result.step)
-            self._report(result, eta)
+            self._report(result, clock.eta(result.total_steps - result.step) + self.later_sec)
             self._check_memory()
             self._resume_point = (result.step, save)
             if time.monotonic() - self._last_save > SAVE_STEP_SEC:

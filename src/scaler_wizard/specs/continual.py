@@ -107,6 +107,8 @@ class ValidationSection(Spec):
     """Rows of each difficulty that are answered."""
     held_out_fraction: Annotated[float, Field(gt=0, lt=0.9)] = 0.1
     """Share of a file's rows kept out of its training, to measure the gap."""
+    check_every: Annotated[int, Field(ge=0, le=1_000_000)] = 20
+    """Steps between two quick looks during training: five held-out questions each; 0 for none."""
     forgetting: Annotated[float, Field(gt=0, le=1)] = 0.1
     """A fall of accuracy by more than this, with confidence, holds a version back."""
 
@@ -206,7 +208,6 @@ class _Learning(Spec):
         circuit_breaker=BreakerSection(min_accuracy=0.0), gates=GateSection(ask="auto_approve")
     )
     """Breaker and reports. The signature stands for the gates: a file has none."""
-
 
     @property
     def scaling(self) -> ScalingSection:
