@@ -118,9 +118,7 @@ class ContinualRecipe:
             self.partial = None
         self.trained = True
         section = self.job.validation
-        look = QuickLook(
-            context, self.session, material.held_out_questions, section.check_every, self.job.training.seed
-        )
+        look = QuickLook(context, self.session, material, section.check_every, self.job.training.seed)
         tokens, seconds = 0, 0.0
 
         def after_step(result: StepResult) -> None:

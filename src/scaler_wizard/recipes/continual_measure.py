@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,15 +27,18 @@ from scaler_wizard.evals.validation import (
     read_answers,
     validation_set,
 )
+from scaler_wizard.inference.progress import no_progress
 from scaler_wizard.recipes.continual_parent import Parent
 from scaler_wizard.recipes.session import ModelSession
+from scaler_wizard.report.timeline import QUICK_LOOK
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.runs.phase import Metrics
 from scaler_wizard.specs.continual import ContinualJob
-from scaler_wizard.specs.events import Answer
 
-CHECKED_AT_ONCE = 5
+QUESTIONS_A_LOOK, LOSSES_A_LOOK = 5, 8
 SHOWN_CHARACTERS = 2000
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ def measure_model(
     return {
         "answers": answers.as_dict(), "earlier": list(earlier), **losses, "seconds": seconds,
         "accuracy": accuracy(answers), "reused": known is not None,
+        "validation_loss": mean(losses["held_out_losses"]),
     }  # fmt: skip
 
 
@@ -166,33 +170,44 @@ def known_answers(parent: Parent, questions: ValidationSet) -> Answers | None:
     return None if directory is None else read_answers(directory, questions)
 
 
-@dataclass
+@dataclass(frozen=True)
 class QuickLook:
-    """A few held-out questions every so many steps, in turn; greedy, so that training is not disturbed."""
+    """A few held-out rows every so many steps, in turn; greedy, so that training is not disturbed.
+
+    Five short answers and the loss of eight rows bound what a look costs.
+    """
 
     context: PhaseContext
     session: ModelSession
-    questions: tuple[TaskRow, ...]
+    material: Material
     every: int
     seed: int
 
     def __call__(self, step: int) -> None:
-        """Ask after this step, if it is due. Five questions at a time bound what a look costs."""
-        if not self.every or not self.questions or step % self.every:
+        """Look after this step, if it is due."""
+        if not self.every or step % self.every:
             return
-        first = (step // self.every - 1) * CHECKED_AT_ONCE
-        count = min(CHECKED_AT_ONCE, len(self.questions))
-        rows = tuple(self.questions[(first + k) % len(self.questions)] for k in range(count))
-        _, samples = ask(
-            self.session.adapted, self.session.tokenizer, rows, self.seed, lambda done, total: None
-        )
-        self.context.answers(step, [_answer(sample) for sample in samples])
+        look, model = step // self.every - 1, self.session.adapted
+        rows = _in_turn(self.material.lesson.held_out, look, LOSSES_A_LOOK)
+        questions = tuple(_in_turn(self.material.held_out_questions, look, QUESTIONS_A_LOOK))
+        if not rows:
+            return
+        right, samples = ask(model, self.session.tokenizer, questions, self.seed, no_progress)
+        result: Metrics = {
+            "value": sum(right) / len(right) if right else None, "n": len(right), "step": step,
+            "validation_loss": mean(row_losses(model, rows)),
+            "answers": [_answer(sample) for sample in samples],
+        }  # fmt: skip
+        self.context.probe(QUICK_LOOK, result)
 
 
-def _answer(sample: Any) -> Answer:
+def _in_turn(items: Sequence[T], turn: int, count: int) -> list[T]:
+    """The `turn`-th `count` of them, from the start again after the last."""
+    return [items[(turn * count + k) % len(items)] for k in range(min(count, len(items)))]
+
+
+def _answer(sample: Any) -> Metrics:
     prompt = sample["prompt"]
     asked = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
-    return Answer(
-        prompt=asked[:SHOWN_CHARACTERS], answer=str(sample["answer"])[:SHOWN_CHARACTERS],
-        reference=str(sample["reference"])[:SHOWN_CHARACTERS], right=bool(sample["right"]),
-    )  # fmt: skip
+    texts = {"question": asked, "expected": sample["reference"], "answer": sample["answer"]}
+    return {key: str(text)[:SHOWN_CHARACTERS] for key, text in texts.items()} | {"right": sample["right"]}

@@ -19,6 +19,7 @@ from scaler_wizard.runs.phase import Metrics
 from scaler_wizard.specs.continual import ContinualJob
 from scaler_wizard.store.rundir import RunDir
 
+NO_BASELINE: dict[str, Any] = {"chance": None, "baseline": None}
 TITLES = {"easy": "easy questions", "medium": "medium questions", "hard": "hard questions"}
 
 
@@ -107,24 +108,19 @@ def _table(job: ContinualJob, before: Metrics, after: Metrics) -> list[Metrics]:
     seed = job.training.seed
     rows = []
     for name, change in after["changes"].items():
-        sides = [
-            {**change[side], "chance": 0.0, "baseline": None, "seed": seed} for side in ("before", "after")
-        ]
-        row = comparison_row(TITLES.get(name, name), *sides, "higher", "")
+        old, new = ({**change[side], **NO_BASELINE, "seed": seed} for side in ("before", "after"))
+        row = comparison_row(TITLES.get(name, name), old, new, "higher", "")
         rows.append({**row, "note": f"paired test p {change['p_value']:.2g}"})
     for key, title in (
         ("held_out_losses", "loss of this file's held-out rows (nats)"),
         ("earlier_losses", "loss of earlier files' held-out rows (nats)"),
     ):
         if after[key]:
-            losses = [_loss(found[key], seed) for found in (before, after)]
-            rows.append(comparison_row(title, *losses, "lower", ""))
+            old, new = (_loss(found[key], seed) for found in (before, after))
+            rows.append(comparison_row(title, old, new, "lower", ""))
     return rows
 
 
 def _loss(losses: list[float], seed: int) -> dict[str, Any]:
-    estimate = mean_estimate(losses).as_dict()
-    return {
-        "value": estimate["mean"], "ci95": estimate["ci95"], "n": estimate["n"], "chance": None,
-        "baseline": None, "seed": seed,
-    }  # fmt: skip
+    found = mean_estimate(losses).as_dict()
+    return {"value": found["mean"], "ci95": found["ci95"], "n": found["n"], **NO_BASELINE, "seed": seed}

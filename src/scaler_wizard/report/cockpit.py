@@ -24,11 +24,10 @@ from scaler_wizard.specs.cockpit import (
     RunStatus,
 )
 from scaler_wizard.specs.contract import CONTRACT_VERSION
-from scaler_wizard.specs.events import Answer, Event
+from scaler_wizard.specs.events import Event
 
 GIB = 2**30
 MAX_ALERTS = 8
-KEPT_ANSWERS = 50
 ACTIONS: dict[str, list[Action]] = {
     "gate": ["approve", "abort", "rollback", "pause"],
     "running": ["pause", "abort", "rollback"],
@@ -65,8 +64,6 @@ class CockpitState:
         self.phases: list[str] = []
         self.alerts: deque[Alert] = deque(maxlen=MAX_ALERTS)
         self.guarantees_met = True
-        self.answers: deque[Answer] = deque(maxlen=KEPT_ANSWERS)
-        """The newest questions answered during training, the newest last."""
 
     def apply(self, event: Event) -> None:
         """Take one event in."""
@@ -89,8 +86,6 @@ class CockpitState:
                     event.eta_sec,
                 )
                 self.tokens_per_sec = event.tokens / event.seconds if event.seconds > 0 else None
-            case "answered":
-                self.answers.extend(event.items)
             case "telegram":
                 self.status = "warning"
                 severity = "critical" if event.action == "stop" else "warn"
@@ -115,11 +110,6 @@ class CockpitState:
             case _:
                 pass
 
-    def accuracy_over(self, last: int) -> float | None:
-        """Share of right answers among the newest `last` (at most 50) given during training."""
-        recent = list(self.answers)[-last:]
-        return sum(answer.right for answer in recent) / len(recent) if recent else None
-
     def _perplexity(self) -> float | None:
         if self.losses:
             return _bounded_exp(sum(self.losses) / len(self.losses))
@@ -131,7 +121,7 @@ class CockpitState:
         return QualityMetrics(
             perplexity=self._perplexity(),
             perplexity_slope=self.slope,
-            accuracy=now.get("accuracy", self.accuracy_over(KEPT_ANSWERS)),
+            accuracy=now.get("accuracy"),
             emergent_vibe_score=_score(before, now),
             context_retention=now.get("context_retention"),
             trend=trend(self.slope),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from scaler_wizard.runs.link import HostLink
 from scaler_wizard.runs.telemetry import Telemetry
 from scaler_wizard.safety.breaker import Breaker, Verdict
 from scaler_wizard.safety.limits import MemoryLimit, check_memory
-from scaler_wizard.specs.events import Answer, Answered, Note, PhaseStarted, ProbeDone, Progress, StepDone
+from scaler_wizard.specs.events import Note, PhaseStarted, ProbeDone, Progress, StepDone
 from scaler_wizard.store.checkpoints import CheckpointStore
 from scaler_wizard.store.durable import write_atomic
 from scaler_wizard.store.rundir import RunDir
@@ -78,10 +78,6 @@ class PhaseContext:
         """Record one measurement and hand it back."""
         self.telemetry.emit(ProbeDone(phase=self.phase, probe=probe, result=result))
         return result
-
-    def answers(self, step: int, items: Sequence[Answer]) -> None:
-        """Report questions that were answered during training."""
-        self.telemetry.emit(Answered(phase=self.phase, step=step, items=list(items)))
 
     def progress(self, activity: str) -> Callable[[int, int], None]:
         """A callback (done, total) for one activity: shows a bar with ETA and lets a person interrupt."""

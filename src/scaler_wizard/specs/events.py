@@ -88,24 +88,6 @@ class ProbeDone(_Event):
     result: dict[str, Any]
 
 
-class Answer(Spec):
-    """One question that was answered and checked during training."""
-
-    prompt: Annotated[str, Field(max_length=2000)]
-    answer: Annotated[str, Field(max_length=2000)]
-    reference: Annotated[str, Field(max_length=2000)]
-    right: bool
-
-
-class Answered(_Event):
-    """A quick look during training: a few held-out questions, answered and checked."""
-
-    type: Literal["answered"] = "answered"
-    phase: str
-    step: int
-    items: list[Answer]
-
-
 class Telegram(_Event):
     """What the breaker says when it does not say "continue"."""
 
@@ -169,7 +151,7 @@ class RunEnded(_Event):
 
 
 Event = Annotated[
-    RunStarted | Note | PhaseStarted | Progress | StepDone | ProbeDone | Answered | Telegram | PhaseDone
+    RunStarted | Note | PhaseStarted | Progress | StepDone | ProbeDone | Telegram | PhaseDone
     | GateOpened | GateClosed | RolledBack | RunEnded,
     Field(discriminator="type"),
 ]  # fmt: skip
