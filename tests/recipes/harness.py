@@ -82,6 +82,7 @@ def create(workspace: Workspace, value: dict[str, Any]) -> RunDir:
         return workspace.run_dir(service.handle(request)["run"])
 
 
+Question = tuple[str, str]
 LETTER_TASKS = ("copy", "reverse", "double", "rotate", "swap", "append", "replace", "shift")
 
 
@@ -127,20 +128,28 @@ def next_parent(*runs: RunDir, version: int) -> Metrics:
     }  # fmt: skip
 
 
-def write_tasks(path: Path, levels: tuple[int, ...], rows: int = 80, seed: int = 0) -> Path:
-    """A messages JSONL of generated letter tasks, none of them a question of a validation set."""
-    lines = []
+def task_rows(tasks: tuple[str, ...], levels: tuple[int, ...], rows: int, seed: int = 0) -> list[Question]:
+    """(question, answer) of generated letter tasks, none of them a question of a validation set."""
+    found = []
     for number in range(rows):
-        task = LETTER_TASKS[number % len(LETTER_TASKS)]
-        level = levels[(number // len(LETTER_TASKS)) % len(levels)]
-        example = sample_example(task, f"{path.name}/{seed}/{number}", level, split="train")
-        turns = [
-            {"role": "user", "content": example.instruction},
-            {"role": "assistant", "content": example.answer},
-        ]
-        lines.append(json.dumps({"messages": turns}))
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        level = levels[(number // len(tasks)) % len(levels)]
+        example = sample_example(tasks[number % len(tasks)], f"{seed}/{number}", level, split="train")
+        found.append((example.instruction, example.answer))
+    return found
+
+
+def write_rows(path: Path, rows: list[Question]) -> Path:
+    """A messages JSONL of (question, answer)."""
+    turns = (
+        [{"role": "user", "content": asked}, {"role": "assistant", "content": said}] for asked, said in rows
+    )
+    path.write_text("".join(json.dumps({"messages": turn}) + "\n" for turn in turns), encoding="utf-8")
     return path
+
+
+def write_tasks(path: Path, levels: tuple[int, ...], rows: int = 80) -> Path:
+    """A messages JSONL of every letter task."""
+    return write_rows(path, task_rows(LETTER_TASKS, levels, rows))
 
 
 def attempt(run: RunDir, number: int = 1) -> int:
