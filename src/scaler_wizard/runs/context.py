@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scaler_wizard.errors import BreakerTrippedError, LimitError
+from scaler_wizard.runs.eta import StepClock
 from scaler_wizard.runs.link import HostLink
 from scaler_wizard.runs.telemetry import Telemetry
 from scaler_wizard.safety.breaker import Breaker, Verdict
@@ -54,6 +55,8 @@ class PhaseContext:
     breaker: Breaker
     memory_limit: MemoryLimit
     read_memory: Callable[[], int]
+    later_sec: float = 0.0
+    """Seconds needed after the steps of this phase, as far as the recipe knows: part of the ETA."""
     _verdict: Verdict | None = None
     _stopped_at: int | None = None
     _resume_point: tuple[int, SaveStep] | None = None
@@ -102,12 +105,9 @@ class PhaseContext:
             LimitError: memory above the contract's 90%.
             InterruptedPhase: pause, abort or rollback asked for by a person.
         """
-        started, first = time.monotonic(), 0
+        clock = StepClock()
         for result in begin(self._guard):
-            first = first or result.step
-            done = result.step - first + 1
-            eta = (time.monotonic() - started) / done * (result.total_steps - result.step)
-            self._report(result, eta)
+            self._report(result, clock.eta(result.total_steps - result.step) + self.later_sec)
             self._check_memory()
             self._resume_point = (result.step, save)
             if time.monotonic() - self._last_save > SAVE_STEP_SEC:
