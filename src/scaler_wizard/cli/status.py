@@ -78,6 +78,9 @@ def render(answer: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [_daemon(answer), _queue(answer["queue"])]
     if answer["current"]:
         parts += [Text(), *_current(answer["current"])]
+    seen = [one for one in answer["inbox"] if one["outcome"] != "queued"]
+    if seen:
+        parts += [Text(), *(Text(f"inbox: {_seen(one)}", style="dim") for one in seen)]
     if answer["recent"]:
         parts += [Text(), _recent(answer["recent"])]
     if answer["versions"]:
@@ -145,6 +148,11 @@ def _recent(recent: list[Mapping[str, Any]]) -> Table:
         style = STYLES.get(run["status"], "")
         table.add_row(Text(at, style="dim"), Text(run["status"], style=style), Text(run["shown"]))
     return table
+
+
+def _seen(file: Mapping[str, Any]) -> str:
+    note = f": {file['note']}" if file["note"] else ""
+    return f"{file['name']} {file['outcome']}{note}"
 
 
 def _versions(versions: list[Mapping[str, Any]]) -> Table:
