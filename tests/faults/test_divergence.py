@@ -22,7 +22,8 @@ from scaler_wizard.errors import BreakerTrippedError
 from scaler_wizard.jobs.prepare import parse_job, prepare
 from scaler_wizard.models.adapters import trainable_parameters
 from scaler_wizard.models.hashing import state_hash
-from scaler_wizard.recipes.session import ModelSession, Training
+from scaler_wizard.recipes.grow_session import GrowSession
+from scaler_wizard.recipes.session import Training
 from scaler_wizard.report.cockpit import CockpitState
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.runs.link import HostLink
@@ -76,7 +77,7 @@ def material(harness: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> A
         dataset={"source": "synthetic", "identifier": "seedling", "max_rows": 4000},
     )  # fmt: skip
     prepared = prepare(parse_job(value, folder), workspace)
-    session = ModelSession(prepared.job, prepared.plan, prepared.plan.target_context)
+    session = GrowSession(prepared.job, prepared.plan, prepared.plan.target_context)
     untrained = folder / "untrained"
     untrained.mkdir()
     session.save(untrained)
@@ -84,8 +85,8 @@ def material(harness: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> A
 
 
 @pytest.fixture
-def session(material: Any) -> ModelSession:
-    session: ModelSession = material[0]
+def session(material: Any) -> GrowSession:
+    session: GrowSession = material[0]
     session.load(material[2])
     return session
 
@@ -117,7 +118,7 @@ def context(tmp_path: Path) -> Iterator[PhaseContext]:
     telemetry.close()
 
 
-def trip(session: ModelSession, context: PhaseContext, training: Training) -> BreakerTrippedError:
+def trip(session: GrowSession, context: PhaseContext, training: Training) -> BreakerTrippedError:
     """Train until the breaker trips; the weights are then those of the last step that was applied."""
     applied = state_hash(trainable_parameters(session.adapted))
     tripped: BreakerTrippedError | None = None
@@ -138,7 +139,7 @@ def trip(session: ModelSession, context: PhaseContext, training: Training) -> Br
 # Measured with seeds 0 to 2: a rate of 3.0 trips at step 3 or 4, one of 0.2 at step 5 or 6.
 @pytest.mark.parametrize("rate", [1000 * HEALTHY_RATE, 1000 * 2e-4])
 def test_learning_rate_1000_times_too_high_from_the_start(
-    rate: float, session: ModelSession, material: Any, context: PhaseContext
+    rate: float, session: GrowSession, material: Any, context: PhaseContext
 ) -> None:
     error = trip(session, context, training_of(material, rate))
     assert 2 <= error.step <= WINDOW
@@ -146,7 +147,7 @@ def test_learning_rate_1000_times_too_high_from_the_start(
 
 @pytest.mark.parametrize("start", [9, *LATER])
 def test_learning_rate_1000_times_too_high_later(
-    start: int, session: ModelSession, material: Any, context: PhaseContext
+    start: int, session: GrowSession, material: Any, context: PhaseContext
 ) -> None:
     training = training_of(material, HEALTHY_RATE)
     session.run(context, training, until=start - 1)
@@ -158,7 +159,7 @@ def test_learning_rate_1000_times_too_high_later(
 
 @pytest.mark.parametrize("start", [5, *LATER])
 def test_labels_shuffled_from_a_step_on(
-    start: int, session: ModelSession, material: Any, context: PhaseContext
+    start: int, session: GrowSession, material: Any, context: PhaseContext
 ) -> None:
     training = training_of(material, HEALTHY_RATE)
     planted: Any = FromStep(training.batches, start, shuffled)
@@ -166,7 +167,7 @@ def test_labels_shuffled_from_a_step_on(
     assert start <= error.step < start + WINDOW
 
 
-def test_not_a_number_in_the_weights(session: ModelSession, material: Any, context: PhaseContext) -> None:
+def test_not_a_number_in_the_weights(session: GrowSession, material: Any, context: PhaseContext) -> None:
     # A frozen weight goes bad, as from a failing memory module; the adapter itself must stay clean.
     weight = next(p for p in session.adapted.parameters() if not p.requires_grad)
     kept = weight.detach().clone()
@@ -198,7 +199,7 @@ def test_healthy_trainings_do_not_trip(
         dataset={"source": "synthetic", "identifier": "seedling", "max_rows": 4000},
     )  # fmt: skip
     prepared = prepare(parse_job(value, tmp_path), None)
-    session = ModelSession(prepared.job, prepared.plan, prepared.plan.target_context)
+    session = GrowSession(prepared.job, prepared.plan, prepared.plan.target_context)
     training = training_of((session, prepared.plan, None), rate)
     assert session.run(context, training) == 200
 
@@ -244,7 +245,7 @@ def test_the_host_rolls_a_tripped_run_back(harness: ModuleType, workspace: Works
 
     # What a resume would load is, tensor for tensor, what P0 wrote.
     prepared = prepare(harness.signed(value, workspace.root), workspace)
-    session = ModelSession(prepared.job, prepared.plan, prepared.plan.target_context)
+    session = GrowSession(prepared.job, prepared.plan, prepared.plan.target_context)
     with torch.no_grad():
         for parameter in trainable_parameters(session.adapted).values():
             parameter.fill_(7.0)

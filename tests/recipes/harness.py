@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from scaler_wizard.cli.hosting import hosting
+from scaler_wizard.data.generators import sample_example
 from scaler_wizard.data.generators.needles import filler_line
 from scaler_wizard.jobs.host import Host
 from scaler_wizard.jobs.prepare import parse_job, prepare
@@ -34,6 +35,7 @@ from scaler_wizard.planning.locate import resolve_model
 from scaler_wizard.recipes import worker
 from scaler_wizard.runs.phase import Metrics
 from scaler_wizard.safety.contract import sign
+from scaler_wizard.specs.continual import ContinualConfig, FileSection
 from scaler_wizard.specs.grow import GrowJob
 from scaler_wizard.store import registry
 from scaler_wizard.store.checkpoints import CheckpointStore
@@ -78,6 +80,76 @@ def create(workspace: Workspace, value: dict[str, Any]) -> RunDir:
     with Service(workspace) as service:
         request = {"op": "create", "job": job.model_dump(mode="json", by_alias=True), "plan": plan.as_dict()}
         return workspace.run_dir(service.handle(request)["run"])
+
+
+Question = tuple[str, str]
+LETTER_TASKS = ("copy", "reverse", "double", "rotate", "swap", "append", "replace", "shift")
+
+
+def continual_config(folder: Path, **changes: Any) -> ContinualConfig:
+    """A signed config of seconds: small steps, few questions; `changes` are merged into the sections."""
+    value: dict[str, Any] = {
+        "model": {"base_model": "seedling", "runtime": "cpu"},
+        "lineage": {"lora": {"rank": 4, "alpha": 8}},
+        "training": {"max_steps": 3, "batch_tokens": 256, "micro_batch_tokens": 256, "learning_rate": 0.003},
+        "validation": {"rows": 8, "tasks": list(LETTER_TASKS), "check_every": 2},
+    }
+    for section, fields in changes.items():
+        value[section] = {**value.get(section, {}), **fields} if isinstance(fields, dict) else fields
+    config = ContinualConfig.parse(value, "config")
+    return sign(config, "a test", None, None, datetime.now(UTC), "session")
+
+
+def drop(workspace: Workspace, config: ContinualConfig, path: Path, parent: Metrics | None = None) -> RunDir:
+    """Queue the learning of one file, as the daemon does; `parent` is what it would write at the start."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    job = config.job(path.stem, FileSection(path=str(path), name=path.name, sha256=digest))
+    plan = prepare(job, workspace).plan
+    with Service(workspace) as service:
+        request = {"op": "create", "job": job.model_dump(mode="json", by_alias=True), "plan": plan.as_dict()}
+        run = workspace.run_dir(service.handle(request)["run"])
+    if parent is not None:
+        run.write_parent(parent)
+    return run
+
+
+def next_parent(*runs: RunDir, version: int) -> Metrics:
+    """parent.json for the file after some completed runs of a lineage, the newest of them last."""
+    result = runs[-1].result()
+    assert result is not None
+    export, model = result["export"], result["model"]
+    full = "full" in export
+    return {
+        "lineage": result["parent"]["lineage"], "version": version, "sha256": None,
+        "base": export["full"] if full else model["path"], "base_version": version if full else None,
+        "base_sha256": None if full else model["weights_sha256"], "adapter": export.get("adapter"),
+        "replay": [run.job()["file"]["path"] for run in runs], "replay_missing": [],
+        "lineage_runs": len(runs),
+    }  # fmt: skip
+
+
+def task_rows(tasks: tuple[str, ...], levels: tuple[int, ...], rows: int, seed: int = 0) -> list[Question]:
+    """(question, answer) of generated letter tasks, none of them a question of a validation set."""
+    found = []
+    for number in range(rows):
+        level = levels[(number // len(tasks)) % len(levels)]
+        example = sample_example(tasks[number % len(tasks)], f"{seed}/{number}", level, split="train")
+        found.append((example.instruction, example.answer))
+    return found
+
+
+def write_rows(path: Path, rows: list[Question]) -> Path:
+    """A messages JSONL of (question, answer)."""
+    turns = (
+        [{"role": "user", "content": asked}, {"role": "assistant", "content": said}] for asked, said in rows
+    )
+    path.write_text("".join(json.dumps({"messages": turn}) + "\n" for turn in turns), encoding="utf-8")
+    return path
+
+
+def write_tasks(path: Path, levels: tuple[int, ...], rows: int = 80) -> Path:
+    """A messages JSONL of every letter task."""
+    return write_rows(path, task_rows(LETTER_TASKS, levels, rows))
 
 
 def attempt(run: RunDir, number: int = 1) -> int:

@@ -19,7 +19,7 @@ from scaler_wizard.models.load import load_model
 from scaler_wizard.models.tiny import tiny_tokenizer
 from scaler_wizard.planning.plan import Plan
 from scaler_wizard.recipes.distillation import check_same_tokens, distil
-from scaler_wizard.recipes.session import ModelSession
+from scaler_wizard.recipes.grow_session import GrowSession
 from scaler_wizard.report.cockpit import CockpitState
 from scaler_wizard.runs.context import InterruptedPhase, PhaseContext
 from scaler_wizard.runs.link import HostLink
@@ -57,7 +57,7 @@ class Stage:
     job: GrowJob
     plan: Plan
     run: RunDir
-    session: ModelSession
+    session: GrowSession
 
     def distil(self, link: HostLink | None = None, partial: Any = None) -> Metrics:
         telemetry = Telemetry(self.run, CockpitState(self.run.identity().uuid, total_memory=1 << 40))
@@ -81,7 +81,7 @@ class Stage:
 
     def restart(self) -> Any:
         """A new process's session from the newest checkpoint, which is returned if it is a partial one."""
-        self.session = ModelSession(self.job, self.plan, self.plan.target_context)
+        self.session = GrowSession(self.job, self.plan, self.plan.target_context)
         checkpoint = CheckpointStore(self.run).newest_verified().checkpoint
         assert checkpoint is not None
         self.session.load(checkpoint.path)
@@ -108,7 +108,7 @@ def stage(harness: ModuleType, workspace: Workspace, tmp_path: Path) -> Callable
         )
         run = harness.create(workspace, value)
         job, plan = GrowJob.parse(run.job()), Plan.from_dict(run.plan())
-        session = ModelSession(job, plan, plan.target_context)
+        session = GrowSession(job, plan, plan.target_context)
         with CheckpointStore(run).stage("P1") as staging:
             session.save(staging.path)
             staging.commit(step=0)

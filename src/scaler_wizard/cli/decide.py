@@ -1,4 +1,4 @@
-"""`scaler approve|abort|pause RUN`: a person's word, from any terminal."""
+"""`scaler approve|abort|pause|stop|skip RUN`: a person's word, from any terminal."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ from scaler_wizard.cli.options import (
 from scaler_wizard.jobs.client import Client
 
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept with the decision.")]
+OptionalRun = Annotated[
+    str | None,
+    typer.Argument(help="X"),
+]
 
 
 def decide(
@@ -27,8 +31,8 @@ def decide(
     """Send one decision and print what became of it."""
     with Client(existing_workspace(workspace)) as client:
         answer: dict[str, Any] = client.call(
-            "command", run=run, action=action, reason=reason, target_phase=target, by=user_name(),
-            decision_id=uuid.uuid4().hex,
+            "command", run=client.call("find_run", name=run)["run"], action=action, reason=reason,
+            target_phase=target, by=user_name(), decision_id=uuid.uuid4().hex,
         )  # fmt: skip
     typer.echo(answer["message"])
     if json:
@@ -52,4 +56,29 @@ def _command(action: str, summary: str) -> typer.Typer:
 
 approve_app = _command("approve", "Answer a waiting gate: go on.")
 abort_app = _command("abort", "End a run after its step; everything committed stays.")
-pause_app = _command("pause", "Pause a run after its step; `scaler resume` continues at the very next one.")
+stop_app = _command(
+    "abort", "Finish the step, save, and end the run; `scaler resume` can still go on with it."
+)
+skip_app = _command("skip", "Leave this file and go on with the next one; everything committed stays.")
+pause_app = typer.Typer(pretty_exceptions_enable=False)
+
+
+@pause_app.command()
+def pause(
+    run: OptionalRun = None,
+    reason: ReasonOption = "",
+    workspace: WorkspaceOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Pause a run after its step, or without a name the daemon's queue and what it works on.
+
+    `scaler resume` continues at the very next batch.
+    """
+    with Client(existing_workspace(workspace)) as client:
+        if run is not None or not client.call("ping").get("daemon"):
+            decide(workspace, run or "latest", "pause", reason, json)
+            return
+        answer = client.call("pause_queue", reason=reason, by=user_name())
+    typer.echo(answer["message"])
+    if json:
+        print_json(answer)

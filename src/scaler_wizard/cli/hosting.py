@@ -23,9 +23,12 @@ from scaler_wizard.report.page import write_report
 from scaler_wizard.report.table import format_table
 from scaler_wizard.specs.grow import GrowJob
 from scaler_wizard.store.rundir import RunDir
+from scaler_wizard.store.states import FINISHED, RunStatus
 from scaler_wizard.store.workspace import Workspace
 
-EXIT_CODES = {"completed": 0, "paused": 20, "stopped": 21}
+EXIT_CODES = {"completed": 0, "paused": 20, "stopped": 21, "skipped": 21}
+RESTING = {*FINISHED, RunStatus.PAUSED}
+ASK_SEC = 0.5
 
 
 def host_run(
@@ -45,7 +48,7 @@ def host_run(
             run = str(created["run"])
         run_dir = workspace.run_dir(run)
         console.print(f"run {run_dir.id} in {run_dir.path}", highlight=False, soft_wrap=True)
-        from_seq = _next_seq(run_dir)
+        from_seq = next_seq(run_dir)
         started = host.call("start", run=run_dir.id)
         if started["adopted"]:
             console.print("its worker is still alive: taken over", highlight=False)
@@ -58,7 +61,42 @@ def host_run(
         return host.call("show", run=run_dir.id)
 
 
-def _next_seq(run_dir: RunDir) -> int:
+def follow_filed(workspace: Workspace, console: Console, run: str, from_seq: int = 0) -> dict[str, Any]:
+    """Show a run that the workspace's daemon has in its queue until it ends or pauses; its row then.
+
+    Ctrl-C stops watching only.
+    """
+    run_dir = workspace.run_dir(run)
+    console.print(
+        f"run {run_dir.id} is in the daemon's queue; Ctrl-C stops watching, the run goes on", highlight=False
+    )
+    with Client(workspace) as client:
+        resting = _Resting(client, run_dir.id)
+        try:
+            Follower(run_dir, console, client).follow(resting, from_seq)
+        except KeyboardInterrupt:
+            console.print(f"\nstopped watching; `scaler watch {run_dir.id}` shows it again", highlight=False)
+            sys.exit(0)
+        return client.call("show", run=run_dir.id)
+
+
+class _Resting:
+    """Whether a run of the daemon's has ended or paused; asks twice a second, however often it is asked."""
+
+    def __init__(self, client: Client, run: str) -> None:
+        self.client = client
+        self.run = run
+        self._asked = float("-inf")
+        self._answer = False
+
+    def __call__(self) -> bool:
+        if time.monotonic() - self._asked > ASK_SEC:
+            self._answer = self.client.call("show", run=self.run)["status"] in RESTING
+            self._asked = time.monotonic()
+        return self._answer
+
+
+def next_seq(run_dir: RunDir) -> int:
     """Events from here on belong to the attempt that is about to start."""
     last = -1
     for event in run_dir.read_events():

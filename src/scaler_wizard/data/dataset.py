@@ -69,15 +69,7 @@ def load_dataset(section: DatasetSection, seed: int, target_context: int) -> Dat
     if section.source == "synthetic":
         return _synthetic(section, seed, target_context)
     bad = BadRows(section.bad_rows)
-    rows = _rows(section, bad)
-    head = list(itertools.islice(rows, DETECTION_ROWS))
-    found = detect_format(head, section.identifier)
-    if section.format not in ("auto", found):
-        raise FormatError(
-            f"{section.identifier} is in {found} format, and the job says {section.format}",
-            f"rows in {section.format} format", "set dataset.format: auto, or convert the file",
-        )  # fmt: skip
-    everything = itertools.chain(head, rows)
+    found, everything = open_rows(section, bad)
     divide = split_share if found == "text" else split_rows
     split = divide(everything, section.holdout_fraction, seed)
     train_texts, held_out_texts = _texts(section, seed)
@@ -89,6 +81,23 @@ def load_dataset(section: DatasetSection, seed: int, target_context: int) -> Dat
     return Dataset(
         section.identifier, found, split.train, split.held_out, train_texts, held_out_texts, (), bad, words
     )
+
+
+def open_rows(section: DatasetSection, bad: BadRows) -> tuple[RowFormat, Iterator[Row]]:
+    """The format of a file or hub dataset, and its rows as a stream.
+
+    Raises:
+        DataError: see `readers` and `formats`; also another format than the section names.
+    """
+    rows = _rows(section, bad)
+    head = list(itertools.islice(rows, DETECTION_ROWS))
+    found = detect_format(head, section.identifier)
+    if section.format not in ("auto", found):
+        raise FormatError(
+            f"{section.identifier} is in {found} format, and the job says {section.format}",
+            f"rows in {section.format} format", "set dataset.format: auto, or convert the file",
+        )  # fmt: skip
+    return found, itertools.chain(head, rows)
 
 
 def _is_text(row: Row) -> bool:

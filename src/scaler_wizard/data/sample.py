@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from scaler_wizard.data.dataset import Dataset, load_dataset
+from scaler_wizard.data.dataset import Dataset, load_dataset, open_rows
+from scaler_wizard.data.rows import BadRows
 from scaler_wizard.data.tokens import TokenReport, highlight_sample, tokenize_rows
 from scaler_wizard.errors import EmptyDataError, ModelError
 from scaler_wizard.planning.plan import DataSummary
-from scaler_wizard.specs.grow import GrowJob
+from scaler_wizard.specs.grow import DatasetSection, GrowJob
 
 SAMPLED_ROWS = 200
+LONGER_ROWS = 4
+"""The longest row of a whole file against the longest of its first 200: assumed, for the memory of a step."""
 MEASURED_CHARACTERS = 20_000
 MIN_DOCUMENTS = 4
 SHORTEST_WINDOW = 64
@@ -76,6 +81,40 @@ def sample_data(job: GrowJob, tokenizer_path: Path) -> DataSample:
         dataset.words, report.template, tuple(runs), _end_of_turn(report), summary,
         _held_out_tokens(dataset, tokenizer, report),
     )  # fmt: skip
+
+
+def sample_file(section: DatasetSection, tokenizer_path: Path) -> DataSample:
+    """The first rows of one file, however large it is; its rows are estimated from its bytes.
+
+    Raises:
+        DataError, ModelError: see `dataset.open_rows` and `tokens.tokenize_rows`.
+    """
+    path = Path(section.identifier)
+    bad = BadRows(section.bad_rows)
+    row_format, rows = open_rows(section, bad)
+    head = list(islice(rows, SAMPLED_ROWS + 1))
+    tokenizer = load_tokenizer(tokenizer_path)
+    tokenized = tokenize_rows(
+        head[:SAMPLED_ROWS], row_format, tokenizer, context=1 << 20, system_prompt=section.system_prompt,
+        bad_rows=bad, source=section.identifier,
+    )  # fmt: skip
+    report = tokenized.report
+    count = len(head)
+    if count > SAMPLED_ROWS:
+        seen = sum(len(json.dumps(row.value, ensure_ascii=False, default=str).encode()) for row in head)
+        # A row is not held to be shorter in the file than it is as JSON: a plan's steps are an upper bound.
+        count = max(count, round(count * path.stat().st_size / max(1, seen)))
+    if section.max_rows is not None:
+        count = min(count, section.max_rows)
+    trained = max(1, round(count * (1 - section.holdout_fraction)))
+    per_row = report.tokens / max(1, report.rows)
+    longest = report.longest if len(head) <= SAMPLED_ROWS else LONGER_ROWS * report.longest
+    words = f"{path.name}: {row_format} format, about {count:,} rows"
+    summary = DataSummary(trained, round(trained * per_row), longest, row_format)
+    runs = highlight_sample(tokenized.rows[0], tokenizer)
+    return DataSample(
+        words, report.template, tuple(runs), _end_of_turn(report), summary, round((count - trained) * per_row)
+    )
 
 
 def check_held_out(sample: DataSample, base: int, context: int) -> None:

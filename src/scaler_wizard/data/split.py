@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from scaler_wizard.data.rows import Row
@@ -47,12 +47,22 @@ def split_rows(rows: Iterable[Row], holdout_fraction: float, seed: int = 0) -> R
             "at least two different rows, one of them to measure with",
             "add rows",
         )
-    n_held_out = min(max(bisect_left(positions, holdout_fraction), 1), len(positions) - 1)
-    threshold = positions[n_held_out]
+    threshold = holdout_threshold(positions, holdout_fraction)
     return RowSplit(
         train=tuple(row for position, row in placed if position >= threshold),
         held_out=tuple(row for position, row in placed if position < threshold),
     )
+
+
+def holdout_threshold(positions: Sequence[float], holdout_fraction: float) -> float:
+    """The position below which a row is held out, so that neither side is empty.
+
+    Args:
+        positions: different ones, rising. With fewer than two nothing can be held out: 0.
+    """
+    if len(positions) < 2:
+        return 0.0
+    return positions[min(max(bisect_left(positions, holdout_fraction), 1), len(positions) - 1)]
 
 
 def split_share(rows: Iterable[Row], holdout_fraction: float, seed: int = 0) -> RowSplit:

@@ -51,6 +51,15 @@ class TokenRows(Sequence[TokenRow]):
         """Tokens of each row [rows]."""
         return np.diff(self._bounds)
 
+    @property
+    def numbers(self) -> npt.NDArray[np.int64]:
+        """Number of the data row that each row comes from [rows]."""
+        return self._numbers
+
+    def at(self, indices: npt.NDArray[np.int64]) -> TokenRows:
+        """The rows at some indices, copied."""
+        return TokenRows.of(self[int(index)] for index in indices)
+
     def __len__(self) -> int:
         return len(self._numbers)
 

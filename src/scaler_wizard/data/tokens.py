@@ -7,19 +7,27 @@ Knows nothing of batches or models.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from scaler_wizard.data.chat import Rendered, prepare_chat_template, render, shared_length
-from scaler_wizard.data.formats import Document, RowFormat, to_messages
+from scaler_wizard.data.formats import Conversation, Document, RowFormat, to_messages
 from scaler_wizard.data.rows import BadRows, Row, row_error
 from scaler_wizard.data.token_rows import TokenRow, TokenRows, flat_rows
 from scaler_wizard.errors import EmptyDataError, IncompatibleModelError, RowError
 
 MAX_NAMED_ROWS = 1000
+
+Dress: TypeAlias = Callable[[Conversation, int], Conversation]
+"""(conversation, number of its row) -> the conversation that is tokenised in its place."""
+
+
+def as_it_is(conversation: Conversation, number: int) -> Conversation:
+    """The conversation itself."""
+    return conversation
 
 
 @dataclass(slots=True)
@@ -84,6 +92,7 @@ def tokenize_rows(
     system_prompt: str | None = None,
     bad_rows: BadRows | None = None,
     source: str = "data",
+    dress: Dress = as_it_is,
 ) -> TokenizedData:
     """Tokenise every row once.
 
@@ -99,6 +108,7 @@ def tokenize_rows(
     Args:
         tokenizer: a fast transformers tokenizer (character offsets are needed).
         context: most tokens of a piece.
+        dress: changes a conversation before it is rendered (a data profile).
 
     Raises:
         RowError: a row that `to_messages` or the chat template refuses, or a long row under "refuse", unless
@@ -117,7 +127,9 @@ def tokenize_rows(
     report = TokenReport()
     if row_format != "text":
         report.template = prepare_chat_template(tokenizer)
-    pieces = _pieces(rows, row_format, tokenizer, context, long_rows, system_prompt, bad, source, report)
+    pieces = _pieces(
+        rows, row_format, tokenizer, context, long_rows, system_prompt, bad, source, report, dress
+    )  # fmt: skip
     token_rows = flat_rows(pieces)
     if not len(token_rows):
         raise EmptyDataError(
@@ -138,6 +150,7 @@ def _pieces(
     bad: BadRows,
     source: str,
     report: TokenReport,
+    dress: Dress,
 ) -> Iterator[tuple[int, list[int], list[bool]]]:
     special = [token for token in tokenizer.all_special_tokens if token.strip()]
     for row in rows:
@@ -146,6 +159,7 @@ def _pieces(
             if isinstance(content, Document):
                 encoded = _encode_document(content, tokenizer)
             else:
+                content = dress(content, row.number)
                 encoded = _encode_rendered(render(content, tokenizer), tokenizer)
                 texts = [message.content for message in content.messages]
                 report.control_token_rows += any(token in text for text in texts for token in special)

@@ -34,6 +34,8 @@ def _record(run_dir: RunDir) -> RunRecord | None:
     if status is None or status.outcome in ("paused", "stopped"):
         return None
     plan = Plan.from_dict(run_dir.plan())
+    if plan.recipe != "grow":
+        return None
     result = run_dir.result() or {}
     facts = read_facts(resolve_model(run_dir.job()["model"]["base_model"]))
     return RunRecord(

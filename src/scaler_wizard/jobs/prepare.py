@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scaler_wizard.data.sample import DataSample, check_held_out, sample_data
+from scaler_wizard.data.sample import DataSample, check_held_out, sample_data, sample_file
 from scaler_wizard.errors import SpecError
 from scaler_wizard.jobs.history import run_records
+from scaler_wizard.planning.continual import make_continual_plan
 from scaler_wizard.planning.facts import ModelFacts, read_facts
 from scaler_wizard.planning.hardware import Hardware, probe_hardware
 from scaler_wizard.planning.locate import resolve_model
 from scaler_wizard.planning.plan import Plan, make_plan
 from scaler_wizard.planning.templates import load_templates
+from scaler_wizard.specs.continual import ContinualJob
 from scaler_wizard.specs.grow import GrowJob
+from scaler_wizard.specs.job import Job
 from scaler_wizard.specs.job import parse_job as parse_any_job
 from scaler_wizard.specs.yaml_io import read_yaml
 from scaler_wizard.store.learned_sizes import learned_sizes
@@ -29,7 +32,7 @@ from scaler_wizard.store.workspace import Workspace
 class Prepared:
     """A job that can be planned, and its plan."""
 
-    job: GrowJob
+    job: Job
     facts: ModelFacts
     hardware: Hardware
     sample: DataSample
@@ -75,7 +78,7 @@ def _absolute(job: GrowJob, folder: Path) -> GrowJob:
     return job.model_copy(update={"dataset": dataset.model_copy(update=changes), "model": model})
 
 
-def prepare(job: GrowJob, workspace: Workspace | None, hardware: Hardware | None = None) -> Prepared:
+def prepare(job: Job, workspace: Workspace | None, hardware: Hardware | None = None) -> Prepared:
     """Facts, machine, data sample and plan of a job. Loads no weights.
 
     Raises:
@@ -83,9 +86,22 @@ def prepare(job: GrowJob, workspace: Workspace | None, hardware: Hardware | None
     """
     folder = workspace.root if workspace else Path.cwd()
     machine = hardware or probe_hardware(folder)
-    path = resolve_model(job.model.base_model)
+    path = resolve_model(job.model.base_model, job.model.revision)
     facts = read_facts(path, allow_remote_code=job.model.trust_remote_code)
-    sample = sample_data(job, Path(job.model.tokenizer) if job.model.tokenizer else path)
+    tokenizer = Path(job.model.tokenizer) if job.model.tokenizer else path
+    if isinstance(job, ContinualJob):
+        sample = sample_file(job.dataset, tokenizer)
+        learned = learned_sizes(workspace.learned) if workspace else ()
+        plan = make_continual_plan(job, machine, facts, data=sample.summary, learned=learned)
+    else:
+        sample = sample_data(job, tokenizer)
+        plan = _grow_plan(job, workspace, machine, facts, sample)
+    return Prepared(job, facts, machine, sample, plan)
+
+
+def _grow_plan(
+    job: GrowJob, workspace: Workspace | None, machine: Hardware, facts: ModelFacts, sample: DataSample
+) -> Plan:
     templates = load_templates(workspace.root if workspace else None)
     history = run_records(workspace) if workspace else []
     section = job.scaling.distillation
@@ -95,4 +111,4 @@ def prepare(job: GrowJob, workspace: Workspace | None, hardware: Hardware | None
         learned=learned_sizes(workspace.learned) if workspace else (),
     )  # fmt: skip
     check_held_out(sample, plan.base_context, plan.target_context)
-    return Prepared(job, facts, machine, sample, plan)
+    return plan

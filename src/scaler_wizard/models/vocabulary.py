@@ -72,6 +72,12 @@ def grow_vocabulary(model: Any, tokenizer: Any, tokens: Sequence[str]) -> Vocabu
     return VocabularyGrowth(tuple(tokens), ids, parts, rows_before, rows_after, tied)
 
 
+def missing_tokens(tokenizer: Any, tokens: Sequence[str]) -> list[str]:
+    """Those of `tokens` that the tokenizer does not hold as one token, in order."""
+    known = tokenizer.get_added_vocab()
+    return [token for token in tokens if token not in known]
+
+
 def _check_texts(tokens: Sequence[str]) -> None:
     if not tokens or len(tokens) > MAX_NEW_TOKENS:
         raise SpecError(

@@ -22,7 +22,7 @@ from scaler_wizard.planning.lora import (
     suggest_lora_config,
 )
 from scaler_wizard.planning.templates import FittedTemplate, Template, fit_template
-from scaler_wizard.specs.grow import GrowJob
+from scaler_wizard.specs.job import Job
 
 _ATTENTION = re.compile(
     r"^(q|k|v|o|qkv|out|query|key|value)(_proj)?$|^(query_key_value|c_attn|Wqkv|qkv|wqkv)$"
@@ -58,7 +58,7 @@ class Settings:
     notes: tuple[str, ...]
 
 
-def choose_hardware(job: GrowJob, hardware: Hardware) -> tuple[Hardware, str]:
+def choose_hardware(job: Job, hardware: Hardware) -> tuple[Hardware, str]:
     """The part of the machine that `model.runtime` names, and a note.
 
     Raises:
@@ -82,9 +82,7 @@ def choose_hardware(job: GrowJob, hardware: Hardware) -> tuple[Hardware, str]:
     return hardware, "runs on the GPU with the most free memory" if count else "runs on the CPU: no GPU here"
 
 
-def choose_template(
-    job: GrowJob, hardware: Hardware, templates: Mapping[str, Template]
-) -> FittedTemplate | None:
+def choose_template(job: Job, hardware: Hardware, templates: Mapping[str, Template]) -> FittedTemplate | None:
     """The job's template fitted to the machine.
 
     Raises:
@@ -103,7 +101,7 @@ def choose_template(
 
 
 def resolve(
-    job: GrowJob,
+    job: Job,
     machine: Hardware,
     facts: ModelFacts,
     templates: Mapping[str, Template],
@@ -146,7 +144,7 @@ def resolve(
     )  # fmt: skip
 
 
-def choose_learning_rate(job: GrowJob, facts: ModelFacts, strategy: str) -> tuple[float, str]:
+def choose_learning_rate(job: Job, facts: ModelFacts, strategy: str) -> tuple[float, str]:
     """Peak learning rate and its reason."""
     if job.training.learning_rate is not None:
         return job.training.learning_rate, "set in the job"
@@ -169,7 +167,7 @@ def choose_learning_rate(job: GrowJob, facts: ModelFacts, strategy: str) -> tupl
     return 2e-4, "2e-4: usual for low-rank adapters (QLoRA, Dettmers 2023, table 9)"
 
 
-def target_modules(job: GrowJob, facts: ModelFacts) -> tuple[str, ...]:
+def target_modules(job: Job, facts: ModelFacts) -> tuple[str, ...]:
     """Names of the adapted linear layers.
 
     Raises:
@@ -192,7 +190,7 @@ def target_modules(job: GrowJob, facts: ModelFacts) -> tuple[str, ...]:
 
 
 def _target_context(
-    job: GrowJob, facts: ModelFacts, fitted: FittedTemplate | None, notes: list[str]
+    job: Job, facts: ModelFacts, fitted: FittedTemplate | None, notes: list[str]
 ) -> int | None:
     if job.scaling.target_context is not None or job.scaling.context_schedule:
         return job.scaling.target_context or (job.scaling.context_schedule or [0])[-1]
@@ -209,7 +207,7 @@ def _target_context(
     return target
 
 
-def _strategy(job: GrowJob, hardware: Hardware, suggestion: LoraSuggestion, notes: list[str]) -> str:
+def _strategy(job: Job, hardware: Hardware, suggestion: LoraSuggestion, notes: list[str]) -> str:
     asked = job.scaling.strategy
     if asked == "qlora" and not hardware.gpus:
         raise SpecError(
@@ -223,7 +221,7 @@ def _strategy(job: GrowJob, hardware: Hardware, suggestion: LoraSuggestion, note
     return asked
 
 
-def _lora(job: GrowJob, facts: ModelFacts, template: Template | None, suggestion: LoraSuggestion) -> LoraPlan:
+def _lora(job: Job, facts: ModelFacts, template: Template | None, suggestion: LoraSuggestion) -> LoraPlan:
     asked = job.scaling.lora
     reasons: list[str] = []
     if asked.rank is not None:

@@ -30,7 +30,8 @@ from scaler_wizard.planning.facts import ModelFacts, read_facts
 from scaler_wizard.planning.locate import resolve_model
 from scaler_wizard.planning.plan import PhasePlan
 from scaler_wizard.recipes.distillation_report import HeldOut, comparison, held_out_rows, sentence
-from scaler_wizard.recipes.session import DTYPES, ModelSession, Training
+from scaler_wizard.recipes.grow_session import GrowSession
+from scaler_wizard.recipes.session import DTYPES, Training
 from scaler_wizard.recipes.within_memory import steps_within_memory
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.runs.phase import Metrics
@@ -53,7 +54,7 @@ MARK_FILE = "distillation.json"
 
 def distil(
     context: PhaseContext,
-    session: ModelSession,
+    session: GrowSession,
     section: DistillationSection,
     phase: PhasePlan,
     cache_root: Path,
@@ -94,7 +95,7 @@ class _Work:
     """One distillation, ready to train: everything that both trainings share."""
 
     context: PhaseContext
-    session: ModelSession
+    session: GrowSession
     section: DistillationSection
     phase: PhasePlan
     teacher: ModelFacts
@@ -181,7 +182,7 @@ _TITLES: dict[Part, str] = {
 
 def _prepare(
     context: PhaseContext,
-    session: ModelSession,
+    session: GrowSession,
     section: DistillationSection,
     phase: PhasePlan,
     cache_root: Path,

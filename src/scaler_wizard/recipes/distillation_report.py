@@ -17,7 +17,7 @@ from scaler_wizard.evals.tasks import task_probe
 from scaler_wizard.losses.chunked import at_targets
 from scaler_wizard.losses.distill import Divergence, divergences, sliced
 from scaler_wizard.losses.log_probs import target_log_probs
-from scaler_wizard.recipes.session import ModelSession
+from scaler_wizard.recipes.grow_session import GrowSession
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.runs.phase import Metrics
 from scaler_wizard.training.attention import packed_attention
@@ -30,7 +30,7 @@ DISTANCE = Divergence("forward", 1.0)
 """What is reported, whatever is trained: KL(teacher || student) in nats per token, tail as one class."""
 
 
-def held_out_rows(session: ModelSession, context: int) -> list[TokenRow]:
+def held_out_rows(session: GrowSession, context: int) -> list[TokenRow]:
     """Held-out rows with targets, in pieces of at most `context` tokens, at most `HELD_OUT_ROWS`.
 
     Raises:
@@ -55,7 +55,7 @@ class HeldOut:
     """Held-out rows, and the model of a session measured on them."""
 
     context: PhaseContext
-    session: ModelSession
+    session: GrowSession
     rows: Sequence[TokenRow]
     cache: TeacherCache
     micro_batch_tokens: int

@@ -25,7 +25,8 @@ from scaler_wizard.planning.plan import PhasePlan, Plan
 from scaler_wizard.recipes.distillation import distil
 from scaler_wizard.recipes.grow_context import LongerContext, context_metrics, score_candidates
 from scaler_wizard.recipes.grow_result import export_model, grow_result
-from scaler_wizard.recipes.session import ModelSession, Training
+from scaler_wizard.recipes.grow_session import GrowSession
+from scaler_wizard.recipes.session import Training
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.runs.phase import GateRequest, Metrics, Phase
 from scaler_wizard.safety.sentence import expand_sentence, finish_sentence
@@ -46,7 +47,7 @@ class GrowRecipe:
         self.run_dir = run_dir
         self.done: dict[str, Metrics] = {}
         self.partial: Checkpoint | None = None
-        self.session: ModelSession
+        self.session: GrowSession
 
     def phases(self) -> Iterator[Phase]:
         """P0, P1, one phase a doubling until one does not pass, P4."""
@@ -72,7 +73,7 @@ class GrowRecipe:
     def restore(self, checkpoint: Checkpoint | None, done: dict[str, Metrics]) -> None:
         """Load the base, and what was trained so far."""
         self.done = done
-        self.session = ModelSession(self.job, self.plan, self.plan.target_context)
+        self.session = GrowSession(self.job, self.plan, self.plan.target_context)
         if checkpoint is not None:
             self.session.load(checkpoint.path)
             self.partial = checkpoint if checkpoint.kind == "step" else None

@@ -19,7 +19,8 @@ from scaler_wizard.evals.context_gate import (
 from scaler_wizard.evals.retention import context_retention
 from scaler_wizard.evals.suite import Reference
 from scaler_wizard.models.rope import RopeSetting, is_supported
-from scaler_wizard.recipes.session import ModelSession, Training
+from scaler_wizard.recipes.grow_session import GrowSession
+from scaler_wizard.recipes.session import Training
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.runs.phase import Metrics
 
@@ -27,7 +28,7 @@ ROUNDS = 4
 """A length that must train is looked at this many times within its budget."""
 
 
-def score_candidates(session: ModelSession, target: int, context: PhaseContext) -> list[Metrics]:
+def score_candidates(session: GrowSession, target: int, context: PhaseContext) -> list[Metrics]:
     """Every way to reach `target` tokens, measured without training, best first; the first is chosen.
 
     All are compared with the same reference: the model as it is now, in its base window.
@@ -56,7 +57,7 @@ def score_candidates(session: ModelSession, target: int, context: PhaseContext) 
     return ranked
 
 
-def rope_settings(session: ModelSession, target: int) -> list[RopeSetting]:
+def rope_settings(session: GrowSession, target: int) -> list[RopeSetting]:
     """Candidate settings for a length; only the job's own method where it names one."""
     scaling = session.job.scaling
     factors = scaling.longrope_factors
@@ -77,7 +78,7 @@ def rope_settings(session: ModelSession, target: int) -> list[RopeSetting]:
 class LongerContext:
     """One length of one model, held against what the model was in its base window before."""
 
-    session: ModelSession
+    session: GrowSession
     context: PhaseContext
     length: int
     reference: Reference

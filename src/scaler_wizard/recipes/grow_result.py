@@ -12,14 +12,14 @@ from scaler_wizard.models.merge import LogitComparison
 from scaler_wizard.planning.facts import read_facts
 from scaler_wizard.planning.locate import resolve_model
 from scaler_wizard.planning.plan import Plan
-from scaler_wizard.recipes.session import ModelSession
+from scaler_wizard.recipes.grow_session import GrowSession
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.runs.phase import Metrics
 from scaler_wizard.specs.grow import GrowJob
 from scaler_wizard.store.rundir import RunDir
 
 
-def export_model(context: PhaseContext, session: ModelSession, job: GrowJob, run_dir: RunDir) -> Metrics:
+def export_model(context: PhaseContext, session: GrowSession, job: GrowJob, run_dir: RunDir) -> Metrics:
     """Write adapter and merged model, compare each with the trained model, and say the numbers."""
     target = Path(job.export.directory) if job.export.directory else run_dir.export
     provenance = {
@@ -94,7 +94,7 @@ def grow_result(
         },
         "needle": _needles(base, done, final),
         "candidates": {name: m["candidates"] for name, m in done.items() if "candidates" in m},
-        "memory": _memory(plan, peak_memory),
+        "memory": memory_record(plan, peak_memory),
         "samples": final["probes"].get("sanity", {}).get("texts", []),
         "answers": final["probes"].get("tasks", {}).get("samples", []),
         "distillation": final.get("distillation"),
@@ -113,7 +113,7 @@ def _rope(done: dict[str, Metrics]) -> Metrics:
     return {"method": setting["method"], "factor": setting["factor"]}
 
 
-def _memory(plan: Plan, peak: int) -> Metrics:
+def memory_record(plan: Plan, peak: int) -> Metrics:
     """Predicted and measured peak; what the contract allows."""
     predicted = max((phase.memory for phase in plan.phases), key=lambda memory: memory.total)
     return {
@@ -147,7 +147,7 @@ def _table(plan: Plan, base: Metrics, adapted: Metrics, final: Metrics, effectiv
     rows = []
     if "tasks" in final["probes"] and "tasks" in base["probes"]:
         rows.append(
-            _row(
+            comparison_row(
                 "task accuracy",
                 base["probes"]["tasks"],
                 final["probes"]["tasks"],
@@ -155,7 +155,7 @@ def _table(plan: Plan, base: Metrics, adapted: Metrics, final: Metrics, effectiv
                 "most frequent answer",
             )
         )
-    short = _row(
+    short = comparison_row(
         f"loss within {plan.base_context} tokens (nats)", base["probes"]["short_context_nll"],
         final.get("at_target", {}).get("short") or final["probes"]["short_context_nll"], "lower", "",
     )  # fmt: skip
@@ -164,7 +164,7 @@ def _table(plan: Plan, base: Metrics, adapted: Metrics, final: Metrics, effectiv
     before, after = base.get("at_target"), final.get("at_target")
     if before and after:
         rows.append(
-            _row(
+            comparison_row(
                 f"needle at {effective} tokens",
                 before["needle"],
                 after["needle"],
@@ -174,7 +174,7 @@ def _table(plan: Plan, base: Metrics, adapted: Metrics, final: Metrics, effectiv
         )
         rows.append(_beyond_row(plan, before["needle"], after["needle"]))
         rows.append(
-            _row(
+            comparison_row(
                 f"loss of the last tokens at {effective} minus base window (nats)",
                 before["nll"],
                 after["nll"],
@@ -185,12 +185,15 @@ def _table(plan: Plan, base: Metrics, adapted: Metrics, final: Metrics, effectiv
     for probe, title in (("multi_key", "one of four needles"), ("qa", "cloze questions, 4 choices")):
         if probe in base["probes"] and probe in final["probes"]:
             rows.append(
-                _row(title, base["probes"][probe], final["probes"][probe], "higher", "without the text")
+                comparison_row(
+                    title, base["probes"][probe], final["probes"][probe], "higher", "without the text"
+                )
             )
     return rows
 
 
-def _row(metric: str, before: Metrics, after: Metrics, better: str, baseline_name: str) -> Metrics:
+def comparison_row(metric: str, before: Metrics, after: Metrics, better: str, baseline_name: str) -> Metrics:
+    """One row of the before/after table from two probe records (value, ci95, n, chance, baseline, seed)."""
     return {
         "metric": metric, "before": before["value"], "before_ci": before["ci95"], "after": after["value"],
         "after_ci": after["ci95"], "n": after["n"], "chance": after["chance"], "better": better,
@@ -210,7 +213,7 @@ def _beyond_row(plan: Plan, before: Metrics, after: Metrics) -> Metrics:
         }  # fmt: skip
 
     name = f"needles more than {plan.base_context} tokens away"
-    return _row(name, side(before), side(after), "higher", "window cut to the base context")
+    return comparison_row(name, side(before), side(after), "higher", "window cut to the base context")
 
 
 def _share(counts: Metrics) -> float | None:

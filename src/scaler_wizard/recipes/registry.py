@@ -6,9 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from scaler_wizard.planning.plan import Plan
+from scaler_wizard.recipes.continual import ContinualRecipe
 from scaler_wizard.recipes.grow import GrowRecipe
 from scaler_wizard.runs.phase import Recipe
 from scaler_wizard.store.rundir import RunDir
 
 # Each takes the job of its own recipe, as `specs.job.parse_job` made it.
-RECIPES: dict[str, Callable[[Any, Plan, RunDir], Recipe]] = {"grow": GrowRecipe}
+RECIPES: dict[str, Callable[[Any, Plan, RunDir], Recipe]] = {
+    "grow": GrowRecipe,
+    "continual": ContinualRecipe,
+}

@@ -1,7 +1,7 @@
-"""A model with its data, adapters and optimiser, as a recipe works on it inside a worker.
+"""A model with its adapters and optimiser, as a recipe works on it inside a worker.
 
-What recipes share: loading by plan, token rows at a context length, one training call that reports every
-step and can be continued mid-phase, saving and restoring. Knows no phases and no gates.
+What recipes share: loading by plan, one training call that reports every step and can be continued
+mid-phase, saving and restoring. Knows no phases, no gates and no data set.
 """
 
 from __future__ import annotations
@@ -17,41 +17,35 @@ import torch
 from safetensors.torch import load_file
 
 from scaler_wizard.data.batches import Batches
-from scaler_wizard.data.dataset import Dataset, load_dataset
-from scaler_wizard.data.join import join_rows
-from scaler_wizard.data.rows import Row
 from scaler_wizard.data.token_rows import TokenRow
-from scaler_wizard.data.tokens import TokenizedData, TokenReport, tokenize_rows
-from scaler_wizard.evals.documents import MIN_DOCUMENTS
-from scaler_wizard.evals.suite import Suite
-from scaler_wizard.evals.tasks import TaskRow, row_from_conversation, row_from_example
 from scaler_wizard.inference.backoff import InferenceRoom
 from scaler_wizard.models.adapter_io import adapter_files, read_adapter_tensors
 from scaler_wizard.models.adapters import (
     adapters_off,
     attach,
     folded,
+    load_adapter,
     load_adapter_state,
     trainable_parameters,
 )
 from scaler_wizard.models.load import load_model
 from scaler_wizard.models.rope import RopeSetting, applied_rope, apply_rope, remove_rope
 from scaler_wizard.models.tensor_files import Files, TensorFile, write_files
-from scaler_wizard.models.vocabulary import grow_vocabulary
+from scaler_wizard.models.vocabulary import grow_vocabulary, missing_tokens
 from scaler_wizard.planning.plan import PhasePlan, Plan
 from scaler_wizard.recipes.within_memory import steps_within_memory
 from scaler_wizard.runs.context import PhaseContext
-from scaler_wizard.specs.grow import GrowJob, Strategy
+from scaler_wizard.specs.grow import Strategy
+from scaler_wizard.specs.job import Job
 from scaler_wizard.training.backoff import MicroBatchSizes, SizedBatches
 from scaler_wizard.training.fast_path import plan_fast_path
 from scaler_wizard.training.forward import check_head, make_objective
-from scaler_wizard.training.loop import TrainSettings, new_state
+from scaler_wizard.training.loop import Guard, StepResult, TrainSettings, new_state
 from scaler_wizard.training.state import TrainState, load_state, state_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STATE_FILE = "session.json"
 VERY_LONG = 1 << 40
-SHORTEST_WINDOW = 64
 FULL_WEIGHTS = "trained.safetensors"
 
 
@@ -67,20 +61,26 @@ class Training:
 
 
 class ModelSession:
-    """The model of a run. `adapted` is the model to train and measure (a PEFT wrapper where there is one)."""
+    """The model of a run. `adapted` is the model to train and measure (a PEFT wrapper where there is one).
 
-    def __init__(self, job: GrowJob, plan: Plan, target_context: int) -> None:
-        self.job = job
+    Args:
+        base: the model to start from where it is not the job's own: a later version of it.
+        adapter: directory of an adapter to go on with; a fresh one by the plan when None.
+    """
+
+    def __init__(
+        self, job: Job, plan: Plan, *, base: Path | None = None, adapter: Path | None = None
+    ) -> None:
         self.plan = plan
         section = job.model
         loaded = load_model(
-            section.base_model,
-            tokenizer=section.tokenizer,
+            base or section.base_model,
+            tokenizer=section.tokenizer if base is None else None,
             dtype=DTYPES[plan.precision],
             device=plan.device,
             trust_remote_code=section.trust_remote_code,
             quantize_4bit=plan.strategy == "qlora",
-            revision=section.revision,
+            revision=section.revision if base is None else None,
         )
         self.path = loaded.path
         self.device = loaded.device
@@ -88,101 +88,38 @@ class ModelSession:
         # Texts are tokenised whole and cut by us; the tokenizer's own limit would only warn.
         self.tokenizer.model_max_length = VERY_LONG
         self.base_context = loaded.base_context
-        self.vocabulary = None
-        if job.scaling.vocabulary.add_tokens:
-            self.vocabulary = grow_vocabulary(loaded.model, self.tokenizer, job.scaling.vocabulary.add_tokens)
-        check_head(loaded.model)
-        self.adapted: Any = attach(
-            loaded.model, cast(Strategy, plan.strategy), rank=plan.lora.rank, alpha=plan.lora.alpha,
-            dropout=plan.lora.dropout, target_modules=plan.lora.target_modules,
-            use_rslora=plan.lora.use_rslora, seed=job.training.seed,
-        )  # fmt: skip
-        self.adapted.eval()
-        self.dataset: Dataset = load_dataset(job.dataset, job.training.seed, target_context)
         self.room = InferenceRoom()
-        self._rows: dict[int, TokenizedData] = {}
-        self._held_out_texts: tuple[str, ...] | None = None
-        self._measured_context: int | None = None
+        self._training = job.training
+        self.remote_code = section.trust_remote_code
+        self.vocabulary = None
+        new = job.scaling.vocabulary.add_tokens
+        if base is not None:  # a whole model that was saved later has its tokens; an adapter's base has not
+            new = missing_tokens(self.tokenizer, new)
+        if new:
+            self.vocabulary = grow_vocabulary(loaded.model, self.tokenizer, new)
+        check_head(loaded.model)
+        self.adapted: Any = (
+            load_adapter(loaded.model, adapter) if adapter is not None else self._attach(loaded.model)
+        )
+        self.adapted.eval()
+
+    def _attach(self, model: Any) -> Any:
+        plan = self.plan
+        return attach(
+            model, cast(Strategy, plan.strategy), rank=plan.lora.rank, alpha=plan.lora.alpha,
+            dropout=plan.lora.dropout, target_modules=plan.lora.target_modules,
+            use_rslora=plan.lora.use_rslora, seed=self._training.seed,
+        )  # fmt: skip
+
+    @property
+    def micro_batch_is_fixed(self) -> bool:
+        """Whether the job names the size of a forward pass."""
+        return self._training.micro_batch_tokens is not None
 
     @property
     def is_prefix(self) -> bool:
         """Whether a prefix is trained: rows are then not packed and positions not stretched."""
         return self.plan.strategy == "prefix_tuning"
-
-    def rows_at(self, context: int) -> TokenizedData:
-        """The dataset's training rows in pieces of at most `context` tokens."""
-        if context not in self._rows:
-            self._rows = {context: self._tokenize(self.dataset.train, context)}
-        return self._rows[context]
-
-    def _tokenize(self, rows: Sequence[Row], context: int) -> TokenizedData:
-        section = self.job.dataset
-        return tokenize_rows(
-            rows, self.dataset.row_format, self.tokenizer, context=context, long_rows=section.long_rows,
-            system_prompt=section.system_prompt, bad_rows=self.dataset.bad, source=self.dataset.source,
-        )  # fmt: skip
-
-    def text_rows(self, context: int) -> list[TokenRow]:
-        """Training texts as rows of plain text in pieces of at most `context` tokens."""
-        rows = [Row(number, {"text": text}) for number, text in enumerate(self.dataset.train_texts, start=1)]
-        if not rows:
-            return []
-        return list(tokenize_rows(rows, "text", self.tokenizer, context=context, source="texts").rows)
-
-    def long_rows(self, context: int) -> list[TokenRow]:
-        """Rows that fill `context`: long texts in pieces, short texts or conversations joined.
-
-        Joined rows see each other on purpose: far positions are learned from them.
-        """
-        source = self.text_rows(context) or list(self.rows_at(context).rows)
-        return list(join_rows(source, context))
-
-    @property
-    def held_out_texts(self) -> tuple[str, ...]:
-        """Texts to measure the context on; the held-out rows as the model sees them without any."""
-        if self._held_out_texts is None:
-            texts = self.dataset.held_out_texts
-            if not texts:
-                tokens = self._tokenize(self.dataset.held_out, 1 << 20).rows
-                texts = tuple(self.tokenizer.decode(row.ids.tolist()) for row in tokens)
-            self._held_out_texts = texts
-        return self._held_out_texts
-
-    def task_rows(self) -> list[TaskRow]:
-        """Held-out questions with checkable answers."""
-        if self.dataset.examples:
-            return [row_from_example(example, "instruction") for example in self.dataset.examples]
-        found = (
-            row_from_conversation(conversation)
-            for conversation in self.dataset.conversations(
-                self.dataset.held_out, self.job.dataset.system_prompt
-            )
-        )
-        return [row for row in found if row is not None]
-
-    @property
-    def measured_context(self) -> int:
-        """Window the probes call the base context: the model's own.
-
-        Shorter, by halves, only where the context stays and the held-out text is too little for the whole.
-        """
-        if self._measured_context is None:
-            window = self.base_context
-            if self.plan.target_context == self.base_context:
-                held = sum(len(self.tokenizer(text).input_ids) for text in self.held_out_texts)
-                while window > SHORTEST_WINDOW and held < MIN_DOCUMENTS * window:
-                    window //= 2
-            self._measured_context = window
-        return self._measured_context
-
-    def suite(self, context: PhaseContext) -> Suite:
-        """The probes of this model. Limits that one measurement was brought down to hold for the next."""
-        self.room.on_halving = context.note
-        return Suite(
-            self.adapted, self.tokenizer, self.held_out_texts, self.task_rows(), self.job.evaluation,
-            self.measured_context, self.job.training.seed, context.progress,
-            ends_turns=self.dataset.row_format != "text", room=self.room,
-        )  # fmt: skip
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -212,14 +149,24 @@ class ModelSession:
         return setting
 
     def training(
-        self, phase: PhasePlan, rows: Sequence[TokenRow], replay: Sequence[TokenRow], steps: int
+        self,
+        phase: PhasePlan,
+        rows: Sequence[TokenRow],
+        replay: Sequence[TokenRow],
+        steps: int,
+        replay_fraction: float,
     ) -> Training:
-        """Batches, optimiser settings and a fresh optimiser for one phase."""
-        section = self.job.training
+        """Batches, optimiser settings and a fresh optimiser for one phase.
+
+        Args:
+            steps: most optimiser steps; fewer where the job's passes over `rows` need fewer.
+            replay_fraction: share of a step's tokens that is taken from `replay`, where there is any.
+        """
+        section = self._training
         batches = Batches(
             rows, context=phase.context, batch_tokens=phase.batch_tokens,
             micro_batch_tokens=phase.micro_batch_tokens, seed=section.seed, text_rows=replay,
-            replay_fraction=section.replay_fraction, packed=not self.is_prefix,
+            replay_fraction=replay_fraction, packed=not self.is_prefix,
         )  # fmt: skip
         if section.epochs is not None:
             steps = min(steps, batches.steps_for(section.epochs))
@@ -232,8 +179,17 @@ class ModelSession:
         sized = SizedBatches(batches, sizes)
         return Training(sized, settings, new_state(self.adapted, settings), sizes, phase)
 
-    def run(self, context: PhaseContext, training: Training, until: int | None = None) -> int:
+    def run(
+        self,
+        context: PhaseContext,
+        training: Training,
+        until: int | None = None,
+        after_step: Callable[[StepResult], None] = lambda result: None,
+    ) -> int:
         """Train until step `until` (all when None); returns the steps done. Every step is reported.
+
+        Args:
+            after_step: may evaluate; it finds the model in evaluation mode.
 
         Raises:
             BreakerTrippedError, LimitError, InterruptedPhase: see `PhaseContext.steps`.
@@ -245,10 +201,11 @@ class ModelSession:
         def capture() -> Files:
             return {**self.files(), **state_files(training.state)}
 
-        def begin(guard: Callable[[Any], bool]) -> Iterator[Any]:
+        def begin(guard: Guard) -> Iterator[StepResult]:
             return steps_within_memory(self, context, training, objective, guard)
 
-        for _ in context.steps(begin, capture):
+        for result in context.steps(begin, capture):
+            after_step(result)
             if until is not None and training.state.step >= until:
                 break
         return training.state.step
@@ -282,7 +239,3 @@ class ModelSession:
             load_adapter_state(self.adapted, read_adapter_tensors(directory / "adapter"))
         stored = json.loads((directory / STATE_FILE).read_text(encoding="utf-8"))["rope"]
         self.set_rope(RopeSetting.from_dict(stored) if stored else None)
-
-    def token_report(self) -> TokenReport:
-        """What tokenising the training rows at the base context found."""
-        return self.rows_at(self.base_context).report

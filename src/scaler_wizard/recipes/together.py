@@ -26,6 +26,7 @@ from scaler_wizard.planning.facts import read_facts
 from scaler_wizard.planning.hardware import probe_hardware
 from scaler_wizard.planning.locate import resolve_model
 from scaler_wizard.planning.plan import Plan, make_plan
+from scaler_wizard.recipes.grow_session import GrowSession
 from scaler_wizard.recipes.session import FULL_WEIGHTS, ModelSession, Training
 from scaler_wizard.runs.context import perplexity
 from scaler_wizard.safety.breaker import Breaker
@@ -95,7 +96,7 @@ def _train(job: GrowJob, out: Path, group: Group, options: argparse.Namespace) -
     plan = _shared_plan(job, out, group)
     if plan.target_context != plan.base_context and group.rank == 0:
         print(f"only {PHASE} is trained here; the longer contexts of the plan need `scaler run`", flush=True)
-    session = ModelSession(job, plan, plan.base_context)
+    session = GrowSession(job, plan, plan.base_context)
     if options.parallel == "sharded":
         shard(session.adapted, group)
     phase = plan.phase(PHASE)

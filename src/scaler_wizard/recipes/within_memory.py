@@ -18,7 +18,7 @@ from scaler_wizard.planning.facts import read_facts
 from scaler_wizard.planning.hardware import probe_hardware
 from scaler_wizard.planning.memory import DeviceKind, MemorySettings
 from scaler_wizard.planning.micro_batch import corrected_size, learned_key, machine_key
-from scaler_wizard.planning.plan import ENOUGH_TOKENS
+from scaler_wizard.planning.phases import ENOUGH_TOKENS
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.safety.limits import check_memory
 from scaler_wizard.store.learned_sizes import Cause, LearnedSize, remember
@@ -133,7 +133,7 @@ class _Keeper:
     def measure(self, result: StepResult) -> None:
         """After the first step of a training whose size nobody fixed: correct it by what the step took."""
         session, training = self.session, self.training
-        fixed = session.job.training.micro_batch_tokens is not None or session.is_prefix
+        fixed = session.micro_batch_is_fixed or session.is_prefix
         if fixed or result.step != 1 or len(training.sizes.changes) > 1:
             return
         planned = self._settings()
@@ -142,7 +142,7 @@ class _Keeper:
         most = max(batches.longest, min(batches.batch_tokens, ENOUGH_TOKENS[session.plan.device]))
         peak = peak_memory_bytes(session.device)
         tokens = corrected_size(
-            read_facts(session.path, allow_remote_code=session.job.model.trust_remote_code), planned, ran=ran,
+            read_facts(session.path, allow_remote_code=session.remote_code), planned, ran=ran,
             measured=peak, limit=self.context.memory_limit.limit_bytes, least=batches.longest, most=most,
         )  # fmt: skip
         if tokens == planned.micro_batch_tokens:

@@ -20,6 +20,7 @@ from scaler_wizard import __version__
 from scaler_wizard.errors import SpecError, WorkspaceError
 from scaler_wizard.report import words
 from scaler_wizard.report.plots import Chart, candidates_chart, needle_chart, nll_chart
+from scaler_wizard.report.plots_accuracy import accuracy_chart
 from scaler_wizard.report.plots_course import loss_chart, memory_chart, quality_chart
 from scaler_wizard.report.record import Record, load_record
 from scaler_wizard.report.table import metric_table, phase_table
@@ -31,7 +32,7 @@ from scaler_wizard.specs.job import parse_job
 from scaler_wizard.store.durable import write_atomic
 from scaler_wizard.store.rundir import RunDir
 
-CHARTS = (nll_chart, needle_chart, candidates_chart, loss_chart, quality_chart, memory_chart)
+CHARTS = (accuracy_chart, nll_chart, needle_chart, candidates_chart, loss_chart, quality_chart, memory_chart)
 MAX_SAMPLES = 24
 MAX_FACTS = 60
 TONES = {"completed": "good", "failed": "bad", "stopped": "bad"}
@@ -118,6 +119,7 @@ def _tiles(record: Record) -> list[tuple[str, str, str]]:
     if effective is not None:
         of = f"of {target:,} tokens requested" if target else "tokens"
         tiles.append(("effective context", f"{effective:,}", of))
+    tiles += _version_tiles(record)
     for metric in record.metrics[:2]:
         if metric.after is not None:
             before = f"before: {words.share(metric.before)}" if metric.before is not None else ""
@@ -133,6 +135,18 @@ def _tiles(record: Record) -> list[tuple[str, str, str]]:
     if (peak := number(memory.get("measured_peak_bytes"))) is not None:
         limit = number(memory.get("limit_bytes"))
         tiles.append(("peak memory", words.size(peak), f"limit {words.size(limit)}" if limit else ""))
+    return tiles
+
+
+def _version_tiles(record: Record) -> list[tuple[str, str, str]]:
+    """What became of the version that a file's training made, and its gap."""
+    version = mapping(record.result.get("version"))
+    if not version:
+        return []
+    tiles = [("version", "promoted" if version.get("promote") is True else "held", "")]
+    gap = mapping(mapping(version.get("metrics")).get("gap"))
+    if (value := number(gap.get("value"))) is not None:
+        tiles.append(("train/validation gap", words.share(value), f"nats: {text(gap.get('kind'), 20)}"))
     return tiles
 
 
@@ -195,7 +209,9 @@ def _contract(record: Record) -> Facts:
 def _exports(record: Record) -> Facts:
     export = mapping(record.result.get("export"))
     facts = [
-        (kind, text(export.get(kind), 600)) for kind in ("merged", "adapter", "gguf") if export.get(kind)
+        (kind, text(export.get(kind), 600))
+        for kind in ("merged", "full", "adapter", "gguf")
+        if export.get(kind)
     ]
     compared = mapping(export.get("logit_comparison"))
     if compared:
@@ -215,6 +231,9 @@ def _comparison(compared: Mapping[str, Any]) -> str:
 
 
 def _reproduce(record: Record) -> list[str]:
+    file = mapping(record.job.get("file"))
+    if file:
+        return [f"cp {shlex.quote(text(file.get('path'), 600))} INBOX/"]
     job = shlex.quote(str(record.path / "job.json"))
     return [f"cp {job} job.yaml", "scaler plan job.yaml", "scaler sign job.yaml", "scaler run job.yaml"]
 

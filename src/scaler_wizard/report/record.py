@@ -17,12 +17,14 @@ from scaler_wizard.report.values import Interval, interval, items, mapping, numb
 from scaler_wizard.specs.events import Event
 from scaler_wizard.store.rundir import RunDir
 
-RESULT_SECTIONS = {
-    "table": "the comparison of before and after",
+GROW_SECTIONS = {
     "nll_by_position": "the loss by position",
     "needle": "the needle probe",
     "candidates": "the RoPE candidates",
     "samples": "generated samples",
+}
+RESULT_SECTIONS = {
+    "table": "the comparison of before and after",
     "memory": "predicted and measured memory",
     "export": "the export",
 }
@@ -147,9 +149,10 @@ def load_record(run_dir: Path) -> Record:
     if reader.skipped:
         missing.append(f"{reader.skipped} damaged line(s) of events.jsonl were skipped")
     if result:
+        own = {} if result.get("recipe") == "continual" else GROW_SECTIONS
         missing += [
             f"result.json says nothing about {what}"
-            for key, what in RESULT_SECTIONS.items()
+            for key, what in (RESULT_SECTIONS | own).items()
             if not result.get(key)
         ]
     status, reason, advice = _status(events, result)

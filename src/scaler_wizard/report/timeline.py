@@ -13,6 +13,7 @@ from scaler_wizard.report.words import NONE, amount, duration, moment, plural, s
 from scaler_wizard.specs.events import Event, StepDone
 
 MAX_ENTRIES = 600
+QUICK_LOOK = "quick_look"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def timeline(events: Sequence[Event]) -> tuple[list[Entry], int]:
 
 
 def _entries(events: Sequence[Event]) -> Iterator[Entry]:
-    told = (event for event in events if event.type != "progress")
+    told = (event for event in events if event.type != "progress" and not _is_look(event))
     for (kind, phase), group in groupby(
         told, key=lambda event: (event.type, text(getattr(event, "phase", ""), 40))
     ):
@@ -47,6 +48,11 @@ def _entries(events: Sequence[Event]) -> Iterator[Entry]:
         for event in members:
             sentence, mark = _sentence(event)
             yield Entry(_clock(event.time), moment(event.time), phase, text(sentence, 600), mark)
+
+
+def _is_look(event: Event) -> bool:
+    """Questions asked every few steps: too many to tell one by one."""
+    return event.type == "probe" and event.probe == QUICK_LOOK
 
 
 def _steps(phase: str, steps: list[StepDone]) -> Entry:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from scaler_wizard.report.record import Metric, Point, Record
-from scaler_wizard.report.values import Interval, mapping, number, text, whole
+from scaler_wizard.report.values import Interval, items, mapping, number, text, whole
 
 GIB = 2**30
 NONE = "–"
@@ -120,6 +120,12 @@ def verdict(metric: Metric) -> str:
 
 def headline(record: Record) -> str:
     """The run in one sentence."""
+    version = mapping(record.result.get("version"))
+    if version:
+        fate = "promoted" if version.get("promote") is True else "held back"
+        return (
+            f"{text(mapping(record.result.get('file')).get('name'), 80)} is learned; its version is {fate}."
+        )
     effective, target = contexts(record)
     if effective is not None and target is not None:
         return f"Effective context {effective:,} of {target:,} tokens requested."
@@ -142,7 +148,12 @@ def contexts(record: Record) -> tuple[int | None, int | None]:
 
 def summary(record: Record) -> list[str]:
     """Sentences under the headline: what changed, what got worse, how the context was reached."""
-    sentences = []
+    version = mapping(record.result.get("version"))
+    sentences = [
+        reason[:1].upper() + reason[1:].rstrip(".") + "."
+        for found in items(version.get("reasons"))[:8]
+        if (reason := text(found, 300))
+    ]
     effective, target = contexts(record)
     base = whole(record.result.get("base_context"))
     rope = mapping(record.result.get("rope"))

@@ -17,6 +17,7 @@ from typing import Any
 
 from scaler_wizard.errors import BreakerTrippedError, CheckpointError, LimitError
 from scaler_wizard.models.tensor_files import Files
+from scaler_wizard.runs.eta import StepClock
 from scaler_wizard.runs.link import HostLink
 from scaler_wizard.runs.step_checkpoints import StepCheckpoint, StepCheckpoints
 from scaler_wizard.runs.telemetry import Telemetry
@@ -57,6 +58,8 @@ class PhaseContext:
     memory_limit: MemoryLimit
     read_memory: Callable[[], int]
     step_checkpoints: StepCheckpoints
+    later_sec: float = 0.0
+    """Seconds needed after the steps of this phase, as far as the recipe knows: part of the ETA."""
     _verdict: Verdict | None = None
     _stopped_at: int | None = None
     _resume_point: tuple[int, CaptureStep] | None = None
@@ -107,12 +110,9 @@ class PhaseContext:
             LimitError: memory above the contract's 90%.
             InterruptedPhase: pause, abort or rollback asked for by a person.
         """
-        started, first = time.monotonic(), 0
+        clock = StepClock()
         for result in begin(self._guard):
-            first = first or result.step
-            done = result.step - first + 1
-            eta = (time.monotonic() - started) / done * (result.total_steps - result.step)
-            self._report(result, eta)
+            self._report(result, clock.eta(result.total_steps - result.step) + self.later_sec)
             self._check_memory()
             self._resume_point = (result.step, capture)
             self._report_saved(self.step_checkpoints.poll())

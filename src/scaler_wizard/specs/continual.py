@@ -17,11 +17,14 @@ from scaler_wizard.specs.grow import (
     NAME_PATTERN,
     BreakerSection,
     DataFormat,
+    DatasetSection,
     GateSection,
     LoraSection,
     ModelSection,
+    OptimiserSection,
     SafetySection,
-    TrainingSection,
+    ScalingSection,
+    VocabularySection,
 )
 
 Priority = Literal["high", "normal", "low"]
@@ -50,6 +53,15 @@ class LineageSection(Spec):
     """Texts that become one token each, once, before the first file."""
     lora: LoraSection = LoraSection()
     """Adapter settings; empty ones are suggested from hardware and data."""
+
+
+class FileTrainingSection(OptimiserSection):
+    """Budget and optimiser of one file."""
+
+    max_steps: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000_000
+    """Most optimiser steps of one file, however long it is."""
+    epochs: Annotated[float, Field(gt=0, le=1000)] | None = 1.0
+    """Passes over a file's rows."""
 
 
 class LearningDataSection(Spec):
@@ -95,6 +107,8 @@ class ValidationSection(Spec):
     """Rows of each difficulty that are answered."""
     held_out_fraction: Annotated[float, Field(gt=0, lt=0.9)] = 0.1
     """Share of a file's rows kept out of its training, to measure the gap."""
+    check_every: Annotated[int, Field(ge=0, le=1_000_000)] = 20
+    """Steps between two quick looks during training: five held-out questions each; 0 for none."""
     forgetting: Annotated[float, Field(gt=0, le=1)] = 0.1
     """A fall of accuracy by more than this, with confidence, holds a version back."""
 
@@ -173,6 +187,8 @@ class FileSection(Spec):
     """Its name in the inbox."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Hash of its bytes."""
+    description: Annotated[str, Field(max_length=2000)] = ""
+    """What the JSON beside it says about it."""
 
 
 class _Learning(Spec):
@@ -182,7 +198,7 @@ class _Learning(Spec):
     """The model that the lineage starts from, and where it runs."""
     lineage: LineageSection = LineageSection()
     """One model that goes on learning."""
-    training: TrainingSection = TrainingSection(epochs=1.0)
+    training: FileTrainingSection = FileTrainingSection()
     """Budget and optimiser of one file; one pass over it unless said otherwise."""
     data: LearningDataSection = LearningDataSection()
     """How rows are read."""
@@ -194,6 +210,15 @@ class _Learning(Spec):
         circuit_breaker=BreakerSection(min_accuracy=0.0), gates=GateSection(ask="auto_approve")
     )
     """Breaker and reports. The signature stands for the gates: a file has none."""
+
+    @property
+    def scaling(self) -> ScalingSection:
+        """The lineage in the words of `grow`, so that planning and model loading know one kind of section."""
+        return ScalingSection(
+            strategy=self.lineage.strategy,
+            lora=self.lineage.lora,
+            vocabulary=VocabularySection(add_tokens=self.lineage.vocabulary),
+        )
 
 
 LEARNING_SECTIONS = tuple(_Learning.model_fields)
@@ -210,6 +235,16 @@ class ContinualJob(_Learning):
     """The file to learn from."""
     contract: Contract | None = None
     """The workspace's standing contract."""
+
+    @property
+    def dataset(self) -> DatasetSection:
+        """The file in the words of `grow`."""
+        return DatasetSection(
+            source="local", identifier=self.file.path, format=self.data.format,
+            holdout_fraction=self.validation.held_out_fraction, max_rows=self.data.max_rows,
+            long_rows=self.data.long_rows, system_prompt=self.data.system_prompt,
+            bad_rows="quarantine" if self.data.on_bad_line == "quarantine" else "stop",
+        )  # fmt: skip
 
 
 class ContinualConfig(_Learning):

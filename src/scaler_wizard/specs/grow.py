@@ -119,15 +119,11 @@ class ScalingSection(Spec):
         return value
 
 
-class TrainingSection(Spec):
-    """Budget and optimiser. One phase trains at most `max_steps`."""
+class OptimiserSection(Spec):
+    """Budget and optimiser, as every recipe has them."""
 
     max_steps: Annotated[int, Field(ge=1, le=10_000_000)] = 200
-    """Most optimiser steps of the adaptation phase (P1)."""
-    context_steps: Annotated[int, Field(ge=0, le=10_000_000)] = 200
-    """Most optimiser steps at each new context length; a length that passes untrained uses none."""
-    final_steps: Annotated[int, Field(ge=0, le=10_000_000)] = 0
-    """Optimiser steps of the last phase (P4), at the final context."""
+    """Most optimiser steps of the phase that learns the rows (P1)."""
     epochs: Annotated[float, Field(gt=0, le=1000)] | None = None
     """Stop P1 after this many passes over the data, when that is earlier than max_steps."""
     batch_tokens: Annotated[int, Field(ge=16)] | None = None
@@ -144,12 +140,21 @@ class TrainingSection(Spec):
     """Decoupled weight decay (AdamW)."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradient norm above which gradients are scaled down."""
-    replay_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.25
-    """Share of training tokens that is plain text, kept so that old skills stay; used when there is any."""
     activation_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Recompute activations in the backward pass: auto only when the memory model says it is needed."""
     seed: int = 0
     """Seed of every random choice of the run."""
+
+
+class TrainingSection(OptimiserSection):
+    """Budget and optimiser. One phase trains at most `max_steps`."""
+
+    context_steps: Annotated[int, Field(ge=0, le=10_000_000)] = 200
+    """Most optimiser steps at each new context length; a length that passes untrained uses none."""
+    final_steps: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    """Optimiser steps of the last phase (P4), at the final context."""
+    replay_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Share of training tokens that is plain text, kept so that old skills stay; used when there is any."""
 
 
 class DatasetSection(Spec):

@@ -159,22 +159,35 @@ def verify_directory(directory: Path) -> Checkpoint:
     """
     checkpoint = read_manifest(directory)
     try:
-        sizes = {name: size for name, size in regular_files(directory) if name != MANIFEST}
-        for name in sorted(sizes.keys() | checkpoint.files.keys()):
-            expected = checkpoint.files.get(name)
-            if expected is None:
-                raise _damaged(directory, f"{name} is not in the manifest")
-            if name not in sizes:
-                raise _damaged(directory, f"{name} is missing")
-            if sizes[name] != expected.bytes:
-                raise _damaged(directory, f"{name} has {sizes[name]:,} bytes instead of {expected.bytes:,}")
-            if sha256_file(directory / name) != expected.sha256:
-                raise _damaged(directory, f"the content of {name} has changed")
+        difference = first_difference(directory, checkpoint.files)
     except OSError as error:
         if error.errno != errno.EIO:
             raise _unreadable(directory, error) from error
         raise _damaged(directory, f"the disk cannot read it ({error.strerror})") from error
+    if difference is not None:
+        raise _damaged(directory, difference)
     return checkpoint
+
+
+def first_difference(directory: Path, files: Mapping[str, FileHash]) -> str | None:
+    """What of `directory` (its manifest aside) is not as `files` say, in words; None when every byte is.
+
+    Raises:
+        DamagedCheckpoint: a link or special file.
+        OSError: a file cannot be read.
+    """
+    sizes = {name: size for name, size in regular_files(directory) if name != MANIFEST}
+    for name in sorted(sizes.keys() | files.keys()):
+        expected = files.get(name)
+        if expected is None:
+            return f"{name} is not in the manifest"
+        if name not in sizes:
+            return f"{name} is missing"
+        if sizes[name] != expected.bytes:
+            return f"{name} has {sizes[name]:,} bytes instead of {expected.bytes:,}"
+        if sha256_file(directory / name) != expected.sha256:
+            return f"the content of {name} has changed"
+    return None
 
 
 def _damaged(directory: Path, why: str) -> DamagedCheckpoint:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,12 @@ def content_hash(path: Path) -> str:
         raise ModelNotFoundError(
             f"there is no model at {path}", "a model directory or file", "check the path"
         )
-    lines = (f"{sha256_file(path / name)} {name}\n" for name, _ in regular_files(path))
+    return hash_of_files((name, sha256_file(path / name)) for name, _ in regular_files(path))
+
+
+def hash_of_files(hashes: Iterable[tuple[str, str]]) -> str:
+    """SHA-256 of a directory, from the (name, SHA-256) of its files in the order of `regular_files`."""
+    lines = (f"{digest} {name}\n" for name, digest in hashes)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

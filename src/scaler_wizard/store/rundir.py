@@ -6,6 +6,7 @@
     cockpit_payload.json    the newest glance at the run
     exit_status.json        how the last worker ended, fsynced
     result.json             what the run achieved
+    parent.json             the model version that a continual run starts from
     checkpoints/            see `checkpoints`
     snapshots/              metrics per phase (see `snapshots`)
     export/, report.html, worker.log, run.lock
@@ -129,6 +130,14 @@ class RunDir:
     def plan(self) -> dict[str, Any] | None:
         """plan.json, or None before planning; RunError when damaged."""
         return self._read("plan.json")
+
+    def write_parent(self, parent: Mapping[str, Any]) -> None:
+        """Write parent.json: a `versions.parent_record`."""
+        self._write("parent.json", parent)
+
+    def parent(self) -> dict[str, Any] | None:
+        """parent.json, or None where the run continues no lineage or has not begun; RunError when damaged."""
+        return self._read("parent.json")
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json."""

@@ -157,3 +157,15 @@ VERSIONS = Table(
     Column("metrics", JSON, nullable=False),
     UniqueConstraint("lineage", "number"),
 )  # fmt: skip
+
+INBOX_FILES = Table(
+    "inbox_files", METADATA,
+    Column("key", String(64), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("outcome", WORD, nullable=False),
+    Column("run_id", NAME, ForeignKey("runs.id", ondelete="SET NULL")),
+    Column("sha256", String(64)),
+    Column("note", Text, nullable=False),
+    Column("seen", Double, nullable=False),
+    Index(None, "seen"),
+)  # fmt: skip
