@@ -22,6 +22,7 @@ from scaler_wizard.store.tables import RUNS
 
 PRIORITIES = {"high": 10, "normal": 0, "low": -10}
 DAY_SEC = 86_400.0
+LEFT = (RunStatus.FAILED, RunStatus.STOPPED, RunStatus.SKIPPED)
 
 
 def priority_word(priority: int) -> str:
@@ -49,8 +50,12 @@ def enqueue(connection: Connection, new: NewRun, now: float) -> tuple[Run, bool]
 
 
 def find_same(connection: Connection, dedup_key: str) -> Run | None:
-    """The first run of that `dedup_key`, in whatever state."""
-    query = select(RUNS).where(RUNS.c.dedup_key == dedup_key).order_by(RUNS.c.created, RUNS.c.id).limit(1)
+    """The first run of that `dedup_key` that has learned it or still may.
+
+    What failed, was stopped or was skipped may be dropped again: a person who does so wants it tried.
+    """
+    same = (RUNS.c.dedup_key == dedup_key) & RUNS.c.status.not_in(LEFT)
+    query = select(RUNS).where(same).order_by(RUNS.c.created, RUNS.c.id).limit(1)
     with transaction(connection):
         row = connection.execute(query).mappings().first()
         return to_run(row) if row else None
