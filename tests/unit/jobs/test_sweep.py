@@ -69,7 +69,7 @@ def test_a_process_that_keeps_forking_is_ended_too(tmp_path: Path) -> None:
 
 
 def test_a_reused_process_id_is_not_signalled(tmp_path: Path) -> None:
-    with sleeper("grow-0001", tmp_path) as process:
+    with sleeper("grow-0001", tmp_path):
         wait_for("grow-0001", tmp_path, 1)
         found = find_processes("grow-0001", tmp_path)[0]
         earlier = replace(found, started=found.started - 1)
