@@ -147,6 +147,7 @@ class PhaseContext:
         if self._resume_point is None:
             return
         step, save = self._resume_point
+        self.link.request("activity", activity="save")
         with self.store.stage(self.phase) as staging:
             save(staging.path)
             staging.commit(step=step, kind="step")

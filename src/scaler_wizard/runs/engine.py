@@ -97,6 +97,7 @@ class Engine:
                     target = decision.target_phase or self._last_phase(back=2)
                     raise InterruptedPhase(decision.action, decision.reason, target)
             done[phase.name] = self._run_phase(phase, context)
+        self.link.request("activity", activity="save")
         result = self.recipe.finish(self._context(list(done)[-1]), done)
         result["seconds"] = round(time.time() - self.run_dir.created(), 1)
         self.run_dir.write_result(result)
@@ -124,6 +125,7 @@ class Engine:
         started = time.monotonic()
         metrics = phase.body(context)
         seconds = time.monotonic() - started
+        self.link.request("activity", activity="save")
         with self.store.stage(phase.name) as staging:
             self.recipe.save(staging.path)
             checkpoint = staging.commit(step=int(metrics.get("steps", 0)), metrics=metrics)
