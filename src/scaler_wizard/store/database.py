@@ -119,6 +119,9 @@ def _engine(where: Path | str, lock_timeout: float) -> Engine:
         return create_engine(
             where, pool_size=1, max_overflow=0, pool_pre_ping=True, json_serializer=json_text
         )
+    # SQLite would make the file by the umask, for others to read; a folder that is missing it tells itself.
+    with contextlib.suppress(OSError):
+        Path(where).touch(mode=0o600)
     engine = create_engine(
         f"sqlite:///{where}",
         poolclass=StaticPool,
