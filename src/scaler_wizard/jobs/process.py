@@ -1,20 +1,23 @@
-"""Starting a worker process, and saying in words why one died.
+"""Starting a worker process, and reading how it ended.
 
-A worker is its own session (a terminal's Ctrl-C does not reach it), inherits the run directory's lock,
-writes its output to worker.log, and is offline unless the job loads from the hub.
+A worker is its own session (a terminal's Ctrl-C does not reach it), inherits the locks of its run directory
+and of its device, writes its output to worker.log, and is offline unless the job loads from the hub.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from scaler_wizard.store.lock import RunLock
-from scaler_wizard.store.rundir import RunDir
+from scaler_wizard.jobs.crash import Death, classify
+from scaler_wizard.jobs.sweep import environment_of
+from scaler_wizard.store.lock import DeviceLock, RunLock
+from scaler_wizard.store.rundir import Outcome, RunDir
+from scaler_wizard.store.workspace import DATABASE_VARIABLE
 
 LOG_TAIL_BYTES = 16_384
 ATTEMPT_MARK = b"=== attempt "
@@ -30,77 +33,70 @@ ENVIRONMENT = {
 class Ending:
     """How an attempt ended. `clean` is False where the worker left no exit status of its own."""
 
-    status: str
+    status: Outcome
     reason: str
     advice: str
     rollback_to: str | None = None
     clean: bool = True
+    cause: str = ""
 
 
 def start_worker(
-    run_dir: RunDir, run: str, attempt: int, socket: Path, *, offline: bool = True
+    run_dir: RunDir, attempt: int, workspace: Path, socket: Path, device_lock: Path, *, offline: bool = True
 ) -> subprocess.Popen[bytes]:
-    """Start one attempt. The lock passes to the worker, so it lasts as long as any of its processes.
+    """Start one attempt. Both locks pass to the worker, so they last as long as any of its processes.
+
+    Args:
+        workspace: root of the workspace; with the run's id it marks every process of the job.
+        device_lock: the lock file of the device it works on.
 
     Raises:
-        WorkspaceBusyError: an earlier worker of this run is still alive.
+        WorkspaceBusyError: an earlier worker of this run, or another one on this device, is still alive.
     """
-    environment = {**os.environ, **ENVIRONMENT, "SCALER_JOB": run}
+    environment = {**os.environ, **ENVIRONMENT, **environment_of(run_dir.id, workspace)}
+    environment.pop(DATABASE_VARIABLE, None)  # only the host opens the database, and its URL holds a password
     if offline:
         environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     command = [
         sys.executable, "-m", "scaler_wizard.recipes.worker", str(run_dir.path),
-        "--run", run, "--attempt", str(attempt), "--socket", str(socket),
+        "--run", run_dir.id, "--attempt", str(attempt), "--socket", str(socket),
     ]  # fmt: skip
-    with RunLock.acquire(run_dir.lock) as lock, run_dir.worker_log.open("ab") as log:
+    with (
+        RunLock.acquire(run_dir.lock) as lock,
+        DeviceLock.acquire(device_lock, f"run {run_dir.id}") as device,
+        run_dir.worker_log.open("ab") as log,
+    ):
         (run_dir.path / "exit_status.json").unlink(missing_ok=True)
         log.write(ATTEMPT_MARK + str(attempt).encode() + b"\n")
         log.flush()
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
-            start_new_session=True, pass_fds=[lock.fileno()],
+            start_new_session=True, pass_fds=[lock.fileno(), device.fileno()],
         )  # fmt: skip
 
 
-def read_ending(run_dir: RunDir, attempt: int, returncode: int | None) -> Ending:
-    """The attempt's own exit status, or the classified cause where it left none."""
+def read_ending(
+    run_dir: RunDir, attempt: int, returncode: int | None, *, killed_for: Literal["", "hung", "memory"] = "",
+    killed_because: str = "", memory_kills: int = 0,
+) -> Ending:  # fmt: skip
+    """The attempt's own exit status, or the classified cause where it left none.
+
+    A worker that was killed for hanging counts as killed, even if it still wrote that it was stopped.
+    """
     status = run_dir.exit_status()
     if status is not None and status.attempt == attempt:
-        return Ending(status.outcome, status.reason, status.advice, status.rollback_to)
-    reason, advice = classify_death(returncode, _tail(run_dir.worker_log))
-    return Ending("failed", reason, advice, clean=False)
+        said = classify(Death(0, status.reason)) if status.outcome != "completed" else None
+        cause = said.cause if said is not None and said.cause != "unknown" else ""
+        return Ending(status.outcome, status.reason, status.advice, status.rollback_to, cause=cause)
+    death = Death(returncode, read_tail(run_dir), killed_because, killed_for, memory_kills)
+    crash = classify(death)
+    return Ending("failed", crash.reason, crash.advice, clean=False, cause=crash.cause)
 
 
-def classify_death(returncode: int | None, log_tail: str) -> tuple[str, str]:
-    """(reason, advice) for a worker that died without a word of its own.
-
-    Args:
-        returncode: as `subprocess` gives it: -N for signal N; None when nobody waited for it.
-        log_tail: the end of its output.
-    """
-    resume = "`scaler resume` continues at the last committed phase"
-    text = log_tail.lower()
-    if "out of memory" in text or "can't allocate memory" in text or "memoryerror" in text:
-        return "the worker ran out of memory", f"set training.micro_batch_tokens lower; {resume}"
-    if "no space left on device" in text:
-        return "the disk is full", f"free some space; {resume}"
-    if returncode is not None and returncode < 0:
-        name = signal.Signals(-returncode).name if -returncode in set(signal.Signals) else str(-returncode)
-        if name == "SIGKILL":
-            return (
-                "the worker was killed (SIGKILL): by a person, or by the system when memory ran out",
-                f"if memory was short, set training.micro_batch_tokens lower; {resume}",
-            )
-        return f"the worker died of {name}", f"see worker.log; {resume}"
-    last = next((line for line in reversed(log_tail.splitlines()) if line.strip()), "")
-    found = f"the worker ended without an outcome (exit code {returncode})"
-    return (f"{found}: {last.strip()[:300]}" if last else found), f"see worker.log; {resume}"
-
-
-def _tail(path: Path) -> str:
+def read_tail(run_dir: RunDir) -> str:
     """The end of the newest attempt's output: what an earlier one died of is not this one's cause."""
     try:
-        with path.open("rb") as file:
+        with run_dir.worker_log.open("rb") as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - LOG_TAIL_BYTES))
             text = file.read().rpartition(ATTEMPT_MARK)[2]

@@ -11,21 +11,29 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from sqlalchemy import Connection
+
 from scaler_wizard.errors import WrongStateError
-from scaler_wizard.store import queries
-from scaler_wizard.store.database import Database
+from scaler_wizard.jobs.heartbeats import Heartbeats
+from scaler_wizard.jobs.watchdog import ACTIVITIES, Activity
+from scaler_wizard.store import attempts, commands, gates, phases, queries
+from scaler_wizard.store.database import Database, transaction
 from scaler_wizard.store.states import Command, RunStatus
 
 Answer = dict[str, Any]
+# A worker knows three requests; what they mean for the run afterwards is the host's business.
+TOLD = {Command.STOP: "abort", Command.SKIP: "abort"}
 
 
 class WorkerReports:
     """The worker's half of the host's operations."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, heartbeats: Heartbeats) -> None:
         self.database = database
+        self.heartbeats = heartbeats
         self.operations: dict[str, Callable[[Answer], Answer]] = {
             "beat": self._beat,
+            "activity": self._activity,
             "phase_started": self._phase_started,
             "phase_done": self._phase_done,
             "gate_opened": self._gate_opened,
@@ -43,48 +51,70 @@ class WorkerReports:
 
     def _is_stale(self, request: Answer) -> bool:
         with self.database.session() as connection:
-            newest = queries.latest_attempt(connection, str(request["run"]))
+            newest = attempts.latest_attempt(connection, str(request["run"]))
         return newest is None or newest.number != request["token"] or newest.ended is not None
 
+    def _note(self, connection: Connection, run: str, token: int, activity: Activity | None = None) -> None:
+        """A sign of progress of an attempt that may still give one."""
+        attempts.check_attempt(connection, run, token)
+        now = time.monotonic()
+        if self.heartbeats.note(run, token, now, activity):
+            attempts.report_heartbeat(connection, run, token, now)
+
     def _beat(self, request: Answer) -> Answer:
+        """One step done: progress, and what a person asked for since the last one."""
         run, token = str(request["run"]), int(request["token"])
-        with self.database.session() as connection:
-            queries.report_heartbeat(connection, run, token, time.monotonic())
+        with self.database.session() as connection, transaction(connection):
+            self._note(connection, run, token, "step")
             self._set_running(connection, run, token)
-            for command in queries.pending_commands(connection, run):
-                if queries.consume_command(connection, command.id, time.time()):
-                    action = "abort" if command.action == Command.STOP else str(command.action)
-                    return {
-                        "command": {
-                            "action": action, "reason": command.reason, "target_phase": command.target_phase
-                        }
-                    }  # fmt: skip
+            asked = commands.pending_commands(connection, run)
+        if not asked:
+            return {}
+        # Told again at each step until the attempt has ended: a host that dies between its commit and its
+        # answer must not lose what a person asked for. Every request ends the worker, so it acts once.
+        self.heartbeats.note(run, token, time.monotonic(), "stop")
+        action = TOLD.get(asked[0].action, str(asked[0].action))
+        return {
+            "command": {
+                "action": action, "reason": asked[0].reason, "target_phase": asked[0].target_phase
+            }
+        }  # fmt: skip
+
+    def _activity(self, request: Answer) -> Answer:
+        """The worker turns to something else: {activity}. It is told nothing here."""
+        activity: Activity = next((word for word in ACTIVITIES if word == request.get("activity")), "step")
+        with self.database.session() as connection, transaction(connection):
+            self._note(connection, str(request["run"]), int(request["token"]), activity)
         return {}
 
-    def _set_running(self, connection: Any, run: str, token: int) -> None:
+    def _set_running(self, connection: Connection, run: str, token: int) -> None:
         if queries.get_run(connection, run).status == RunStatus.INITIALIZING:
             queries.set_status(connection, run, RunStatus.RUNNING, time.time(), token=token)
 
     def _phase_started(self, request: Answer) -> Answer:
         run, token = str(request["run"]), int(request["token"])
-        with self.database.session() as connection:
+        with self.database.session() as connection, transaction(connection):
+            self._note(connection, run, token, "step")
             self._set_running(connection, run, token)
-            queries.start_phase(connection, run, token, str(request["phase"]), time.time())
+            phases.start_phase(connection, run, token, str(request["phase"]), time.time())
         return {}
 
     def _phase_done(self, request: Answer) -> Answer:
-        with self.database.session() as connection:
-            queries.finish_phase(
-                connection, str(request["run"]), int(request["token"]), str(request["phase"]), "done",
-                time.time(), str(request["checkpoint"]), request["metrics"],
+        run, token = str(request["run"]), int(request["token"])
+        with self.database.session() as connection, transaction(connection):
+            self._note(connection, run, token, "step")
+            phases.finish_phase(
+                connection, run, token, str(request["phase"]), "done", time.time(),
+                str(request["checkpoint"]), request["metrics"],
             )  # fmt: skip
         return {}
 
     def _gate_opened(self, request: Answer) -> Answer:
         run, token = str(request["run"]), int(request["token"])
-        with self.database.session() as connection:
+        with self.database.session() as connection, transaction(connection):
+            self._note(connection, run, token, "gate")
             self._set_running(connection, run, token)
-            queries.open_gate(
+            gates.open_gate(
                 connection, run, token, str(request["gate"]), str(request["sentence"]),
                 float(request["opened"]), float(request["deadline"]),
             )  # fmt: skip
@@ -93,9 +123,9 @@ class WorkerReports:
     def _gate_poll(self, request: Answer) -> Answer:
         """The answer to the worker's open gate, once there is one."""
         run, token = str(request["run"]), int(request["token"])
-        with self.database.session() as connection:
-            queries.report_heartbeat(connection, run, token, time.monotonic())
-            gate = queries.newest_gate(connection, run, str(request["gate"]))
+        with self.database.session() as connection, transaction(connection):
+            self._note(connection, run, token, "gate")
+            gate = gates.newest_gate(connection, run, str(request["gate"]))
         if gate is None or (gate.answered is not None and gate.answered < float(request["opened"])):
             # It was opened while no host was there to be told.
             self._gate_opened(request)
@@ -112,10 +142,11 @@ class WorkerReports:
     def _gate_closed(self, request: Answer) -> Answer:
         """Whoever answered (a person, or the run itself after the window), the gate is closed."""
         run, token = str(request["run"]), int(request["token"])
-        with self.database.session() as connection:
-            gate = queries.newest_gate(connection, run, str(request["gate"]))
+        with self.database.session() as connection, transaction(connection):
+            self._note(connection, run, token, "step")
+            gate = gates.newest_gate(connection, run, str(request["gate"]))
             if gate is not None and gate.answered is None:
-                queries.answer_gate(
+                gates.answer_gate(
                     connection, gate.id, request["action"], str(request["by"] or "nobody"),
                     str(request["reason"]), uuid.uuid4().hex, time.time(), None,
                 )  # fmt: skip

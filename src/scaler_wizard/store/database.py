@@ -16,11 +16,11 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, inspect
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.pool import StaticPool
 
-from scaler_wizard.errors import ScalerError, WorkspaceBusyError, WorkspaceError
+from scaler_wizard.errors import MissingDependencyError, ScalerError, WorkspaceBusyError, WorkspaceError
 from scaler_wizard.store.durable import json_text
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -47,14 +47,14 @@ class Database:
                 file is then untouched.
             WorkspaceBusyError: locked for longer than `lock_timeout`.
         """
-        name = str(where)
+        name = _shown(where)
         engine = _engine(where, lock_timeout)
         try:
             with _explained(name):
                 connection = engine.connect()
                 _check(connection, name)
+                connection.rollback()
                 if engine.dialect.name == "sqlite":
-                    connection.rollback()
                     _sqlite_pragma(connection, "journal_mode=WAL")
                     _sqlite_pragma(connection, "synchronous=FULL")
                     connection.commit()
@@ -95,10 +95,13 @@ class Database:
 def transaction(connection: Connection) -> Iterator[None]:
     """Commit what the block did before it is left, or nothing of it.
 
+    Inside another transaction it is a savepoint: the outer one commits, for all of them at once.
+
     Raises:
         WorkspaceBusyError, WorkspaceError: the database is locked, full or damaged.
     """
-    with _explained(str(connection.engine.url)), connection.begin():
+    begin = connection.begin_nested if connection.in_transaction() else connection.begin
+    with _explained(str(connection.engine.url)), begin():
         yield
 
 
@@ -114,11 +117,29 @@ def newest_version() -> str:
     return head
 
 
+def _is_url(where: Path | str) -> bool:
+    return isinstance(where, str) and "://" in where
+
+
+def _shown(where: Path | str) -> str:
+    """The database's name for messages, without a password."""
+    return make_url(str(where)).render_as_string(hide_password=True) if _is_url(where) else str(where)
+
+
 def _engine(where: Path | str, lock_timeout: float) -> Engine:
-    if isinstance(where, str) and "://" in where:
-        return create_engine(
-            where, pool_size=1, max_overflow=0, pool_pre_ping=True, json_serializer=json_text
-        )
+    if _is_url(where):
+        url = make_url(str(where))
+        if url.drivername in ("postgresql", "postgres"):
+            url = url.set(drivername="postgresql+psycopg")
+        try:
+            return create_engine(
+                url, pool_size=1, max_overflow=0, pool_pre_ping=True, json_serializer=json_text
+            )
+        except ModuleNotFoundError as error:
+            raise MissingDependencyError(
+                f"the database {_shown(where)} needs a driver that is not installed ({error.name})",
+                "the PostgreSQL driver", "pip install 'scaler-wizard[postgres]'",
+            ) from error  # fmt: skip
     # SQLite would make the file by the umask, for others to read; a folder that is missing it tells itself.
     with contextlib.suppress(OSError):
         Path(where).touch(mode=0o600)

@@ -118,6 +118,23 @@ class RunLock(_FileLock):
     inheritable = True
 
 
+class DeviceLock(_FileLock):
+    """One worker, with all its descendants, per device of a workspace; inherited like `RunLock`."""
+
+    what = "device"
+    inheritable = True
+
+    @classmethod
+    def _busy(cls, path: Path) -> WorkspaceBusyError:
+        owner = read_owner(path)
+        who = f"{owner.command} (started by process {owner.pid})" if owner else "another worker"
+        name = path.stem.removeprefix("device-")
+        return WorkspaceBusyError(
+            f"the device {name} is in use by {who}", "one worker on a device",
+            "wait for it, or pause it first",
+        )  # fmt: skip
+
+
 def is_locked(path: Path) -> bool:
     """Whether a living process holds the lock at `path` now."""
     try:

@@ -17,6 +17,7 @@ class RunStatus(StrEnum):
     PAUSED = "paused"
     STOPPING = "stopping"
     STOPPED = "stopped"
+    SKIPPED = "skipped"  # taken out of the queue by a person before it ended
     COMPLETED = "completed"
     FAILED = "failed"
 
@@ -30,43 +31,52 @@ class Command(StrEnum):
     ROLLBACK = "rollback"
     APPROVE = "approve"
     ABORT = "abort"
+    SKIP = "skip"
 
 
 _S = RunStatus
 
 TRANSITIONS: dict[RunStatus, frozenset[RunStatus]] = {
-    _S.QUEUED: frozenset({_S.INITIALIZING, _S.PAUSED, _S.STOPPED, _S.FAILED}),
+    _S.QUEUED: frozenset({_S.INITIALIZING, _S.PAUSED, _S.STOPPED, _S.SKIPPED, _S.FAILED}),
     # Back to queued: the worker died and the run is tried again from its newest checkpoint.
-    _S.INITIALIZING: frozenset({_S.RUNNING, _S.QUEUED, _S.PAUSED, _S.STOPPING, _S.STOPPED, _S.FAILED}),
-    _S.RUNNING: frozenset(
-        {_S.WAITING, _S.QUEUED, _S.PAUSED, _S.STOPPING, _S.STOPPED, _S.COMPLETED, _S.FAILED}
+    _S.INITIALIZING: frozenset(
+        {_S.RUNNING, _S.QUEUED, _S.PAUSED, _S.STOPPING, _S.STOPPED, _S.SKIPPED, _S.FAILED}
     ),
-    _S.WAITING: frozenset({_S.RUNNING, _S.QUEUED, _S.PAUSED, _S.STOPPING, _S.STOPPED, _S.FAILED}),
-    _S.PAUSED: frozenset({_S.QUEUED, _S.STOPPED}),
+    _S.RUNNING: frozenset(
+        {_S.WAITING, _S.QUEUED, _S.PAUSED, _S.STOPPING, _S.STOPPED, _S.SKIPPED, _S.COMPLETED, _S.FAILED}
+    ),
+    _S.WAITING: frozenset({_S.RUNNING, _S.QUEUED, _S.PAUSED, _S.STOPPING, _S.STOPPED, _S.SKIPPED, _S.FAILED}),
+    _S.PAUSED: frozenset({_S.QUEUED, _S.STOPPED, _S.SKIPPED}),
     # It may finish, fail, or end paused (a rollback stops the worker first) before it sees the request.
-    _S.STOPPING: frozenset({_S.STOPPED, _S.PAUSED, _S.COMPLETED, _S.FAILED}),
+    _S.STOPPING: frozenset({_S.STOPPED, _S.PAUSED, _S.SKIPPED, _S.COMPLETED, _S.FAILED}),
     # A rollback leaves a finished run paused at the earlier phase.
     _S.STOPPED: frozenset({_S.QUEUED, _S.PAUSED}),
+    _S.SKIPPED: frozenset({_S.QUEUED, _S.PAUSED}),
     _S.COMPLETED: frozenset({_S.PAUSED}),
     _S.FAILED: frozenset({_S.QUEUED, _S.PAUSED}),
 }
 
 COMMANDS: dict[RunStatus, frozenset[Command]] = {
-    _S.QUEUED: frozenset({Command.PAUSE, Command.STOP}),
-    _S.INITIALIZING: frozenset({Command.PAUSE, Command.STOP}),
-    _S.RUNNING: frozenset({Command.PAUSE, Command.STOP, Command.ROLLBACK}),
-    _S.WAITING: frozenset({Command.APPROVE, Command.ABORT, Command.ROLLBACK, Command.PAUSE, Command.STOP}),
-    _S.PAUSED: frozenset({Command.RESUME, Command.STOP, Command.ROLLBACK}),
-    _S.STOPPING: frozenset({Command.STOP}),  # asking twice is harmless
+    _S.QUEUED: frozenset({Command.PAUSE, Command.STOP, Command.SKIP}),
+    _S.INITIALIZING: frozenset({Command.PAUSE, Command.STOP, Command.SKIP}),
+    _S.RUNNING: frozenset({Command.PAUSE, Command.STOP, Command.ROLLBACK, Command.SKIP}),
+    _S.WAITING: frozenset(
+        {Command.APPROVE, Command.ABORT, Command.ROLLBACK, Command.PAUSE, Command.STOP, Command.SKIP}
+    ),
+    _S.PAUSED: frozenset({Command.RESUME, Command.STOP, Command.ROLLBACK, Command.SKIP}),
+    _S.STOPPING: frozenset({Command.STOP, Command.SKIP}),  # asking twice is harmless
     _S.STOPPED: frozenset({Command.RESUME, Command.ROLLBACK}),
+    _S.SKIPPED: frozenset({Command.RESUME, Command.ROLLBACK}),
     _S.COMPLETED: frozenset({Command.ROLLBACK}),
     _S.FAILED: frozenset({Command.RESUME, Command.ROLLBACK}),
 }
 
-FINISHED = frozenset({_S.STOPPED, _S.COMPLETED, _S.FAILED})
+FINISHED = frozenset({_S.STOPPED, _S.SKIPPED, _S.COMPLETED, _S.FAILED})
 """Nothing happens to the run unless a person asks."""
 ACTIVE = frozenset({_S.INITIALIZING, _S.RUNNING, _S.WAITING, _S.STOPPING})
 """A worker process belongs to the run."""
+UNFINISHED = ACTIVE | {_S.QUEUED, _S.PAUSED}
+"""Something is still to happen: what such a run needs may not be deleted."""
 
 
 def check_transition(run_id: str, current: RunStatus, new: RunStatus) -> None:

@@ -19,6 +19,7 @@ from scaler_wizard.store.names import SAFE_NAME, safe_name
 from scaler_wizard.store.rundir import RunDir
 
 ENVIRONMENT_VARIABLE = "SCALER_WORKSPACE"
+DATABASE_VARIABLE = "SCALER_DATABASE"
 FOLDERS = ("runs", "models", "inbox", "templates", "logs")
 # sun_path of a Unix socket address has 108 bytes with its end mark.
 _MAX_SOCKET_BYTES = 107
@@ -110,6 +111,18 @@ class Workspace:
                 "remove it, or use a workspace with a shorter path",
             )
         return directory / "host.sock"
+
+    @property
+    def database_address(self) -> Path | str:
+        """Where the decisions are: state.db here, or the PostgreSQL URL in $SCALER_DATABASE.
+
+        One database serves one workspace. Only the host reads this; workers never learn it.
+        """
+        return os.environ.get(DATABASE_VARIABLE) or self.database
+
+    def device_lock(self, device: str) -> Path:
+        """The lock file of a device ("cpu", "cuda", "cuda:1") that this workspace's workers share."""
+        return self.root / f"device-{safe_name(device.replace(':', '-'), 'device')}.lock"
 
     def new_run_dir(self, name: str) -> RunDir:
         """Make runs/NAME-0001 (or the next free number) and return it, with its identity written.

@@ -19,8 +19,9 @@ from scaler_wizard.planning.locate import resolve_model
 from scaler_wizard.planning.plan import Plan, make_plan
 from scaler_wizard.safety.contract import sign
 from scaler_wizard.specs.grow import GrowJob
-from scaler_wizard.store import queries
+from scaler_wizard.store import attempts
 from scaler_wizard.store.checkpoints import CheckpointStore
+from scaler_wizard.store.lock import boot_id
 from scaler_wizard.store.records import Host
 from scaler_wizard.store.rundir import RunDir
 from scaler_wizard.store.workspace import Workspace
@@ -76,7 +77,7 @@ def begin(service: Service) -> Callable[[str], int]:
 
     def start(run: str) -> int:
         with service.database.session() as connection:
-            return queries.start_attempt(connection, run, Host("here", os.getpid(), ""), 1.0).number
+            return attempts.start_attempt(connection, run, Host("here", os.getpid(), boot_id()), 1.0).number
 
     return start
 

@@ -17,6 +17,7 @@ import pytest
 from scaler_wizard.errors import ContractNotAcceptedError, RunNotFoundError, SpecError, WorkspaceBusyError
 from scaler_wizard.jobs.client import Client
 from scaler_wizard.jobs.host import MAX_LINE, Host, hosting
+from scaler_wizard.jobs.workers import Worker
 from scaler_wizard.store.workspace import Workspace
 
 
@@ -147,7 +148,8 @@ def test_a_second_host_is_refused_with_the_firsts_process(workspace: Workspace) 
 
 
 def test_the_host_outlives_a_failing_look_at_its_workers(workspace: Workspace, host: Host) -> None:
-    host.service._workers["gone-0001"] = None  # a run whose directory was deleted by hand
+    gone = Worker("gone-0001", 1, "cpu", None, None)  # a run whose directory was deleted by hand
+    host.service.workers.attached["gone-0001"] = gone
     with Client(workspace) as client:
         for _ in range(3):
             assert client.call("ping")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from scaler_wizard.errors import WorkspaceBusyError
-from scaler_wizard.jobs.process import ATTEMPT_MARK, classify_death, read_ending, start_worker
+from scaler_wizard.jobs.crash import Death, classify
+from scaler_wizard.jobs.process import ATTEMPT_MARK, read_ending, start_worker
 from scaler_wizard.store.lock import is_locked
 from scaler_wizard.store.rundir import ExitStatus, RunDir
 
@@ -35,9 +36,9 @@ def run_dir(tmp_path: Path) -> RunDir:
     ],
 )
 def test_a_death_is_classified(returncode: int | None, log: str, reason: str, advice: str) -> None:
-    found = classify_death(returncode, log)
-    assert reason in found[0]
-    assert advice in found[1]
+    found = classify(Death(returncode, log))
+    assert reason in found.reason
+    assert advice in found.advice
 
 
 def test_the_workers_own_word_counts_before_any_guess(run_dir: RunDir) -> None:
@@ -80,11 +81,11 @@ def test_a_worker_is_started_with_its_lock_log_and_environment(
     text = 'echo "$@"; echo "offline=$HF_HUB_OFFLINE job=$SCALER_JOB"; echo told >&2; sleep 0.3; exit 7'
     monkeypatch.setattr(sys, "executable", script(tmp_path, text))
     run_dir.write_exit_status(ExitStatus(1, "paused"))
-    worker = start_worker(run_dir, "grow-0001", 2, tmp_path / "host.sock")
+    worker = start_worker(run_dir, 2, tmp_path, tmp_path / "host.sock", tmp_path / "cpu.lock")
     assert run_dir.exit_status() is None, "an earlier attempt's status is gone"
     assert is_locked(run_dir.lock), "the worker holds the lock"
     with pytest.raises(WorkspaceBusyError, match="run directory"):
-        start_worker(run_dir, "grow-0001", 3, tmp_path / "host.sock")
+        start_worker(run_dir, 3, tmp_path, tmp_path / "host.sock", tmp_path / "cpu.lock")
     assert worker.wait(timeout=10) == 7
     assert not is_locked(run_dir.lock)
     log = run_dir.worker_log.read_text()
@@ -97,7 +98,7 @@ def test_the_lock_lasts_until_the_workers_last_child(
     run_dir: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", script(tmp_path, "sleep 0.6 & exit 0"))
-    worker = start_worker(run_dir, "grow-0001", 1, tmp_path / "host.sock")
+    worker = start_worker(run_dir, 1, tmp_path, tmp_path / "host.sock", tmp_path / "cpu.lock")
     worker.wait(timeout=10)
     assert is_locked(run_dir.lock)
 
@@ -106,9 +107,9 @@ def test_a_busy_run_keeps_its_exit_status(
     run_dir: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", script(tmp_path, "sleep 0.5"))
-    worker = start_worker(run_dir, "grow-0001", 1, tmp_path / "host.sock")
+    worker = start_worker(run_dir, 1, tmp_path, tmp_path / "host.sock", tmp_path / "cpu.lock")
     run_dir.write_exit_status(ExitStatus(1, "completed"))
     with pytest.raises(WorkspaceBusyError):
-        start_worker(run_dir, "grow-0001", 2, tmp_path / "host.sock")
+        start_worker(run_dir, 2, tmp_path, tmp_path / "host.sock", tmp_path / "cpu.lock")
     assert run_dir.exit_status() is not None
     worker.wait(timeout=10)

@@ -119,16 +119,19 @@ def test_an_unknown_action_is_refused(service: Service, run_id: str) -> None:
 
 
 def test_commands_to_a_run_nobody_started(service: Service, run_id: str) -> None:
-    for action in ("pause", "approve"):
-        with pytest.raises(WrongStateError, match="scaler resume"):
-            command(service, run_id, action)
+    with pytest.raises(WrongStateError, match="scaler resume"):
+        command(service, run_id, "approve")
+    assert "paused" in command(service, run_id, "pause", reason="lunch")["message"]
+    assert service.handle({"op": "show", "run": run_id})["error"] == "lunch"
+    command(service, run_id, "resume")
+    assert status_of(service, run_id) == "queued"
     with pytest.raises(RunNotFoundError, match="no checkpoint"):
         command(service, run_id, "rollback")
     assert "stopped" in command(service, run_id, "abort")["message"]
     assert status_of(service, run_id) == "stopped"
 
 
-def test_a_command_reaches_a_living_worker_once(
+def test_a_command_is_told_a_living_worker_until_it_has_ended(
     service: Service, run_id: str, begin: Begin, alive: RunDir
 ) -> None:
     token = begin(run_id)
@@ -136,8 +139,15 @@ def test_a_command_reaches_a_living_worker_once(
     assert service.handle(beat) == {}
     assert status_of(service, run_id) == "running"
     assert "next step" in command(service, run_id, "pause", reason="lunch")["message"]
-    assert service.handle(beat)["command"] == {"action": "pause", "reason": "lunch", "target_phase": None}
-    assert service.handle(beat) == {}
+    for _ in range(2):  # a host that died between its commit and its answer must not lose it
+        told = service.handle(beat)["command"]
+        assert told == {"action": "pause", "reason": "lunch", "target_phase": None}
+    alive.write_exit_status(ExitStatus(token, "paused"))
+    with service.database.session() as connection:
+        service.workers.settle_dead(queries.get_run(connection, run_id))
+        assert status_of(service, run_id) == "paused"
+        queries.set_status(connection, run_id, RunStatus.QUEUED, 2.0)
+    assert service.handle({**beat, "token": begin(run_id)}) == {}, "not the next one"
 
 
 def test_abort_reaches_the_worker_under_its_own_name(
@@ -318,8 +328,7 @@ def finished(
         }
     )
     run_dir.write_exit_status(ExitStatus(token, "completed"))
-    service._workers[run_id] = None  # adopted: the host is not its parent
-    service.reap()
+    service.workers.recover()  # as a host that was not its parent
     return run_dir
 
 
@@ -391,8 +400,7 @@ def test_a_run_completed_again_registers_its_new_model_too(
     token = begin(finished.id)
     (finished.export / "merged" / "config.json").write_text('{"other": 1}')
     finished.write_exit_status(ExitStatus(token, "completed"))
-    service._workers[finished.id] = None
-    service.reap()
+    service.workers.recover()
     assert status_of(service, finished.id) == "completed"
     assert len([m for m in service.handle({"op": "models"})["models"] if m["kind"] == "merged"]) == 2
 
@@ -406,8 +414,7 @@ def test_a_failed_attempt_with_a_rollback_rolls_back(
     run_dir.write_exit_status(
         ExitStatus(token, "failed", "perplexity rises", "lower the rate", rollback_to="P0")
     )
-    service._workers[run_id] = None
-    service.reap()
+    service.workers.recover()
     row = service.handle({"op": "show", "run": run_id})
     assert (row["status"], row["error"], row["advice"]) == ("failed", "perplexity rises", "lower the rate")
     assert CheckpointStore(run_dir).head().parent == "P0-0001"
@@ -421,8 +428,7 @@ def test_a_rollback_that_fails_at_the_end_is_noted_and_the_host_goes_on(
     commit_phases(run_dir, "P0", "P1")
     (run_dir.checkpoints / "P0-0001" / "weights.txt").write_text("XX")
     run_dir.write_exit_status(ExitStatus(token, "paused", rollback_to="P0"))
-    service._workers[run_id] = None
-    service.reap()
+    service.workers.recover()
     row = service.handle({"op": "show", "run": run_id})
     assert row["status"] == "paused"
     assert "problem" in [event["kind"] for event in row["history"]]
@@ -447,28 +453,30 @@ def end(worker: subprocess.Popen[bytes] | None) -> None:
 
 
 @pytest.mark.usefixtures("quick_worker")
-def test_a_killed_worker_fails_its_run_and_resume_forgets_old_commands(service: Service, run_id: str) -> None:
+def test_a_worker_killed_after_a_pause_leaves_its_run_paused_and_resume_forgets_it(
+    service: Service, run_id: str
+) -> None:
     assert service.handle({"op": "start", "run": run_id}) == {"attempt": 1, "adopted": False, "run": run_id}
     service.handle({"op": "beat", "run": run_id, "token": 1})
     command(service, run_id, "pause")
     assert service.handle({"op": "alive", "run": run_id}) == {"alive": True}
-    end(service._workers[run_id])
+    end(service.workers.attached[run_id].process)
     service.reap()
     row = service.handle({"op": "show", "run": run_id})
-    assert row["status"] == "failed"
+    assert row["status"] == "paused"
     assert "SIGKILL" in row["error"]
     assert service.handle({"op": "start", "run": run_id})["attempt"] == 2
     try:
         # The pause was meant for the worker that died.
         assert service.handle({"op": "beat", "run": run_id, "token": 2}) == {}
     finally:
-        end(service._workers[run_id])
+        end(service.workers.attached[run_id].process)
 
 
 @pytest.mark.usefixtures("quick_worker")
 def test_a_new_host_takes_over_a_living_worker(service: Service, run_id: str, workspace: Workspace) -> None:
     service.handle({"op": "start", "run": run_id})
-    worker = service._workers[run_id]
+    worker = service.workers.attached[run_id].process
     try:
         with Service(workspace) as another:
             assert another.handle({"op": "start", "run": run_id}) == {

@@ -1,0 +1,130 @@
+"""Carrying out what `schedule` decides: from the state as it is, to a snapshot, to starts, ends and kills."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from typing import Any
+
+from scaler_wizard.errors import ScalerError
+from scaler_wizard.jobs.completion import Closing, Completion
+from scaler_wizard.jobs.disk import DiskVerdict, disk_verdict
+from scaler_wizard.jobs.schedule import Decision, Fail, QueuedRun, Requeue, Rules, Snapshot, decide
+from scaler_wizard.jobs.watchdog import Limits
+from scaler_wizard.jobs.workers import Workers, device_of
+from scaler_wizard.specs.continual import ContinualConfig
+from scaler_wizard.store import queries, queue
+from scaler_wizard.store.database import Database
+from scaler_wizard.store.lock import is_locked
+from scaler_wizard.store.states import RunStatus
+from scaler_wizard.store.workspace import Workspace
+
+log = logging.getLogger(__name__)
+Answer = dict[str, Any]
+DISK_LOOK_SEC = 5.0
+
+
+class Dispatcher:
+    """Looks and acts. `held` and `blocked` say why nothing, or nothing of a recipe, may start."""
+
+    def __init__(
+        self, workspace: Workspace, database: Database, workers: Workers, completion: Completion
+    ) -> None:
+        self.workspace = workspace
+        self.database = database
+        self.workers = workers
+        self.completion = completion
+        self.config: ContinualConfig | None = None
+        self.limits = Limits()
+        self.held: str | None = None
+        self.blocked: dict[str, str] = {}
+        self.waiting: tuple[tuple[str, str], ...] = ()
+        self._devices: dict[str, str] = {}
+        self._disk: tuple[float, DiskVerdict] = (float("-inf"), "ok")
+
+    def configure(self, config: ContinualConfig) -> None:
+        """Follow a workspace's config: retries and restarts, the watchdog's limits, the disk guard."""
+        self.config = config
+        rules, limits = config.queue, config.watchdog
+        self.workers.rules = Rules(rules.retries, rules.restarts, rules.restart_window_sec)
+        self.limits = Limits(limits.load, limits.step, limits.save, limits.stop)
+
+    def reap(self) -> Decision:
+        """Look after workers only: close what has ended, kill what hangs. Nothing is started."""
+        return self._look(starting=False)
+
+    def dispatch(self) -> Decision:
+        """Also take over what an earlier host left, and start what may start."""
+        self.workers.recover()
+        decision = self._look(starting=True)
+        self.waiting = decision.waiting
+        return decision
+
+    def _look(self, *, starting: bool) -> Decision:
+        now, monotonic = time.time(), time.monotonic()
+        closings = self.workers.collect(monotonic)
+        decision = decide(self._snapshot(closings, monotonic, starting), now)
+        self._close(closings, decision)
+        for kill in decision.kill:
+            self.workers.kill(kill, monotonic)
+        for run_id in decision.start:
+            self._start(run_id)
+        return decision
+
+    def _close(self, closings: list[Closing], decision: Decision) -> None:
+        decided: dict[str, Requeue | Fail] = {item.run: item for item in decision.requeue}
+        decided |= {item.run: item for item in decision.fail}
+        for closing in closings:
+            try:
+                self.completion.close(closing, decided.get(closing.ended.run))
+            except ScalerError as error:
+                # A full or locked database: the run stays active, and `recover` closes it another time.
+                log.error("closing %s failed: %s", closing.ended.run, error)
+
+    def _start(self, run_id: str) -> None:
+        try:
+            self.workers.start(run_id)
+        except (ScalerError, OSError) as error:
+            # One job that cannot be started must not keep the others from it.
+            log.error("starting %s failed: %s", run_id, error)
+
+    def _snapshot(self, closings: list[Closing], monotonic: float, starting: bool) -> Snapshot:
+        ended = tuple(closing.ended for closing in closings)
+        living = tuple(self.workers.live(monotonic))
+        if not starting:
+            return Snapshot(workers=living, ended=ended, rules=self.workers.rules, limits=self.limits)
+        with self.database.session() as connection:
+            waiting = queue.queued(connection)
+            paused = queries.list_runs(connection, frozenset({RunStatus.PAUSED}))
+        queued = tuple(
+            QueuedRun(
+                run.id, run.recipe, run.priority, run.created, self._device(run.id), run.lineage,
+                run.not_before,
+            )
+            for run in waiting
+        )  # fmt: skip
+        devices = {run.device for run in queued}
+        return Snapshot(
+            queued=queued, workers=living, ended=ended,
+            paused_lineages=frozenset(run.lineage for run in paused if run.lineage),
+            busy_devices=frozenset(name for name in devices if is_locked(self.workspace.device_lock(name))),
+            blocked=dict(self.blocked), held=self.held, disk=self._disk_verdict(monotonic),
+            rules=self.workers.rules, limits=self.limits,
+        )  # fmt: skip
+
+    def _device(self, run_id: str) -> str:
+        if run_id not in self._devices:
+            try:
+                self._devices[run_id] = device_of(self.workspace.run_dir(run_id))
+            except ScalerError:
+                return "cpu"  # its plan is damaged or gone: starting it says so
+        return self._devices[run_id]
+
+    def _disk_verdict(self, monotonic: float) -> DiskVerdict:
+        if self.config is None:
+            return "ok"
+        if monotonic - self._disk[0] > DISK_LOOK_SEC:
+            free = shutil.disk_usage(self.workspace.root).free
+            self._disk = (monotonic, disk_verdict(free, self.config.disk))
+        return self._disk[1]

@@ -1,0 +1,89 @@
+"""Binding a worker's memory: a cgroup (version 2) of its own where we may make one, else RLIMIT_DATA.
+
+RLIMIT_AS would count address space that is only reserved, which torch does by the tens of GiB; RLIMIT_DATA
+counts private writable memory. It binds each process alone, so the host watches their sum beside it
+(`watchdog`). Also reads how many processes the kernel has killed for want of memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+from scaler_wizard.store.names import safe_name
+
+PROC = Path("/proc")
+CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class MemoryBound:
+    """What holds one worker to its limit: a cgroup's folder, or None where it is RLIMIT_DATA."""
+
+    group: Path | None
+
+    def release(self) -> None:
+        """Remove the cgroup; its processes have ended."""
+        if self.group is not None:
+            with contextlib.suppress(OSError):  # a process of it is still dying: the next start reuses it
+                self.group.rmdir()
+
+
+def bind_memory(pid: int, name: str, limit: int, root: Path | None = None) -> MemoryBound:
+    """Bind a process that has just started, and what it will start.
+
+    Args:
+        name: of the run, for the cgroup's folder.
+        limit: bytes.
+        root: the cgroup to make it in; this process's own by default.
+    """
+    root = own_cgroup() if root is None else root
+    group = _make_group(root, name, limit) if root is not None else None
+    if group is not None:
+        try:
+            (group / "cgroup.procs").write_text(str(pid))
+            return MemoryBound(group)
+        except OSError:
+            MemoryBound(group).release()
+    # It may have ended already, and that is for its exit status to say.
+    with contextlib.suppress(OSError, ProcessLookupError, AttributeError, ValueError):
+        hard = resource.prlimit(pid, resource.RLIMIT_DATA)[1]
+        bound = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.prlimit(pid, resource.RLIMIT_DATA, (bound, bound))
+    return MemoryBound(None)
+
+
+def own_cgroup(proc: Path = PROC, root: Path = CGROUP) -> Path | None:
+    """This process's cgroup, where children of it can be given a memory limit; None where not."""
+    with contextlib.suppress(OSError):
+        for line in (proc / "self" / "cgroup").read_text().splitlines():
+            if line.startswith("0::"):
+                folder = root / line[3:].lstrip("/")
+                if "memory" in (folder / "cgroup.subtree_control").read_text().split():
+                    return folder
+    return None
+
+
+def memory_kills(group: Path | None = None, proc: Path = PROC) -> int:
+    """Processes killed for want of memory so far: of a cgroup, else of the whole system since its boot."""
+    path = proc / "vmstat" if group is None else group / "memory.events"
+    with contextlib.suppress(OSError, ValueError):
+        for line in path.read_text().splitlines():
+            word, _, number = line.partition(" ")
+            if word == "oom_kill":
+                return int(number)
+    return 0
+
+
+def _make_group(root: Path, name: str, limit: int) -> Path | None:
+    group = root / f"scaler-{safe_name(name, 'run')}"
+    try:
+        group.mkdir(exist_ok=True)
+        (group / "memory.max").write_text(str(limit))
+        with contextlib.suppress(OSError):
+            (group / "memory.swap.max").write_text("0")
+    except OSError:
+        return None
+    return group

@@ -1,0 +1,276 @@
+"""The workers of a host: started, taken over, watched, and closed in the database when they have ended.
+
+One subprocess an attempt. The locks of the run directory and of the device say whether something of it still
+lives; the database says what was decided. Whether a run is tried again is `schedule`'s decision.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from scaler_wizard.errors import ScalerError, WorkspaceBusyError
+from scaler_wizard.jobs.completion import Closing, Completion
+from scaler_wizard.jobs.force import ForcedEnd
+from scaler_wizard.jobs.heartbeats import Heartbeats
+from scaler_wizard.jobs.memory import MemoryBound, bind_memory, memory_kills
+from scaler_wizard.jobs.process import read_ending, start_worker
+from scaler_wizard.jobs.schedule import EndedWorker, LiveWorker, Rules, count_crashes, settle
+from scaler_wizard.jobs.sweep import Process, find_processes, is_alive, kill_all
+from scaler_wizard.jobs.watchdog import Kill
+from scaler_wizard.planning.plan import MEMORY_FRACTION
+from scaler_wizard.store import attempts, commands, queries
+from scaler_wizard.store.database import Database
+from scaler_wizard.store.lock import DeviceLock, boot_id, is_locked
+from scaler_wizard.store.records import Host, Run
+from scaler_wizard.store.rundir import RunDir
+from scaler_wizard.store.states import ACTIVE, RunStatus
+from scaler_wizard.store.workspace import Workspace
+
+log = logging.getLogger(__name__)
+Answer = dict[str, Any]
+STRAY_SEC = 10.0
+MEMORY_SEC = 2.0
+
+
+@dataclass
+class Worker:
+    """A worker that this host looks after."""
+
+    run: str
+    token: int
+    device: str
+    lineage: str | None
+    process: subprocess.Popen[bytes] | None
+    """None for one that an earlier host started."""
+    leader: Process | None = None
+    """The adopted worker's own process, where the system shows it."""
+    memory_limit: int | None = None
+    bound: MemoryBound = field(default_factory=lambda: MemoryBound(None))
+    kills_before: int = 0
+    gone_since: float | None = None
+    """Monotonic time at which it had ended while something still held its lock."""
+    forced: ForcedEnd | None = None
+    private_bytes: int = 0
+    looked_at: float = float("-inf")
+
+
+class Workers:
+    """All workers of one host."""
+
+    def __init__(
+        self, workspace: Workspace, database: Database, heartbeats: Heartbeats, completion: Completion
+    ) -> None:
+        self.workspace = workspace
+        self.database = database
+        self.heartbeats = heartbeats
+        self.completion = completion
+        self.rules = Rules()
+        self.attached: dict[str, Worker] = {}
+
+    def start(self, run_id: str) -> Answer:
+        """Start or take over a run's worker; only for a host that stays.
+
+        Raises:
+            WorkspaceBusyError: its device is in use, or a worker of it is still ending.
+            WrongStateError: its state does not lead back to work.
+        """
+        run_dir = self.workspace.run_dir(run_id)
+        with self.database.session() as connection:
+            run = queries.get_run(connection, run_dir.id)
+            if is_locked(run_dir.lock):
+                return self.adopt(run)
+            if run.status != RunStatus.QUEUED:
+                self.settle_dead(run)
+                if queries.get_run(connection, run.id).status != RunStatus.QUEUED:
+                    queries.set_status(connection, run.id, RunStatus.QUEUED, time.time())
+            # What was asked of an earlier worker that ended before it heard is not meant for this one.
+            commands.forget_commands(connection, run.id, time.time())
+            return self._launch(run, run_dir)
+
+    def _launch(self, run: Run, run_dir: RunDir) -> Answer:
+        device = device_of(run_dir)
+        lock = self.workspace.device_lock(device)
+        if is_locked(lock):
+            DeviceLock.acquire(lock).release()  # says who has it
+        self._sweep(run.id)
+        with self.database.session() as connection:
+            host = Host(socket.gethostname()[:255], os.getpid(), boot_id())
+            attempt = attempts.start_attempt(connection, run.id, host, time.time())
+            offline = run.job.get("dataset", {}).get("source") != "huggingface_hub"
+            try:
+                process = start_worker(
+                    run_dir, attempt.number, self.workspace.root, self.workspace.socket, lock, offline=offline
+                )
+            except (OSError, ScalerError) as error:
+                attempts.end_attempt(
+                    connection, run.id, attempt.number, "not_started", RunStatus.QUEUED, time.time(),
+                    error=str(error),
+                )  # fmt: skip
+                raise
+            attempts.record_worker(connection, run.id, attempt.number, process.pid)
+        worker = Worker(run.id, attempt.number, device, run.lineage, process)
+        worker.kills_before = memory_kills()
+        limit = memory_limit_of(run_dir)
+        if limit is not None:
+            worker.memory_limit = limit
+            worker.bound = bind_memory(process.pid, run.id, limit)
+        self.heartbeats.note(run.id, attempt.number, time.monotonic(), "load")
+        self.attached[run.id] = worker
+        return {"attempt": attempt.number, "adopted": False, "run": run.id}
+
+    def adopt(self, run: Run) -> Answer:
+        """A worker that outlived its host goes on under this one: it reconnects by itself."""
+        if run.status not in ACTIVE:
+            raise WorkspaceBusyError(f"a worker of run {run.id} is still ending", "", "try again in a moment")
+        with self.database.session() as connection:
+            newest = attempts.latest_attempt(connection, run.id)
+        token = newest.number if newest else 0
+        if run.id not in self.attached:
+            run_dir = self.workspace.run_dir(run.id)
+            found = find_processes(run.id, self.workspace.root)
+            leader = next((process for process in found if process.pid == process.session), None)
+            worker = Worker(run.id, token, device_of(run_dir), run.lineage, None, leader)
+            worker.memory_limit = memory_limit_of(run_dir)
+            worker.kills_before = memory_kills()
+            self.attached[run.id] = worker
+            # Its clock starts now: what it did while nobody listened is not known.
+            self.heartbeats.note(run.id, token, time.monotonic())
+        return {"attempt": token, "adopted": True, "run": run.id}
+
+    def recover(self) -> list[str]:
+        """Take over, or close, what an earlier host left at work; the runs that it concerned."""
+        with self.database.session() as connection:
+            left = [run for run in queries.list_runs(connection, ACTIVE) if run.id not in self.attached]
+        for run in left:
+            if is_locked(self.workspace.runs / run.id / "run.lock"):
+                self.adopt(run)
+            else:
+                self.settle_dead(run)
+        return [run.id for run in left]
+
+    def live(self, now: float) -> Iterator[LiveWorker]:
+        """What the watchdog is to look at; `now` on the monotonic clock."""
+        for worker in self.attached.values():
+            if worker.gone_since is not None:
+                continue
+            if worker.memory_limit is not None and now - worker.looked_at > MEMORY_SEC:
+                worker.looked_at = now
+                found = find_processes(worker.run, self.workspace.root)
+                worker.private_bytes = sum(process.private_bytes for process in found)
+            sign = self.heartbeats.of(worker.run)
+            yield LiveWorker(
+                worker.run, worker.device, sign.activity if sign else "load",
+                now - sign.at if sign else 0.0, worker.lineage, worker.private_bytes,
+                # The worker itself refuses at the contract's share; this is for when it no longer can.
+                round(worker.memory_limit / MEMORY_FRACTION) if worker.memory_limit else None,
+                worker.forced is not None,
+            )  # fmt: skip
+
+    def kill(self, kill: Kill, now: float) -> None:
+        """Begin to end a worker by force; `collect` goes on with it."""
+        worker = self.attached[kill.run]
+        run_dir = self.workspace.run_dir(kill.run)
+        worker.forced = ForcedEnd(run_dir, self.workspace.root, worker.token, kill, now)
+        with self.database.session() as connection:
+            queries.log_event(
+                connection, kill.run, time.time(), "killed",
+                {"attempt": worker.token, "cause": kill.cause, "why": kill.why,
+                 "evidence": str(worker.forced.evidence.relative_to(run_dir.path))},
+            )  # fmt: skip
+
+    def collect(self, now: float) -> list[Closing]:
+        """The workers that have ended since the last look, with nothing of them left; `now` monotonic."""
+        closings = []
+        for worker in list(self.attached.values()):
+            if worker.forced is not None:
+                worker.forced.step(now)
+            if not self._has_ended(worker, now):
+                continue
+            del self.attached[worker.run]
+            closing = self._closing(worker)
+            self.heartbeats.forget(worker.run)
+            worker.bound.release()
+            if closing is not None:
+                closings.append(closing)
+        return closings
+
+    def _has_ended(self, worker: Worker, now: float) -> bool:
+        locked = is_locked(self.workspace.runs / worker.run / "run.lock")
+        if worker.process is not None:
+            alive = worker.process.poll() is None
+        else:
+            alive = is_alive(worker.leader) if worker.leader is not None else locked
+        if alive:
+            return False
+        if not locked:
+            return True
+        # Its checkpoint writer may still finish a commit; what is left after that has escaped.
+        if worker.gone_since is None:
+            worker.gone_since = now
+        if now - worker.gone_since > STRAY_SEC:
+            self._sweep(worker.run)
+        return False
+
+    def _sweep(self, run_id: str) -> None:
+        """No process of an ended attempt may go on: it would write beside the next one, on its device."""
+        killed = kill_all(run_id, self.workspace.root)
+        if killed:
+            with self.database.session() as connection:
+                queries.log_event(
+                    connection, run_id, time.time(), "swept",
+                    {"processes": [f"{process.pid}: {process.command}" for process in killed[:20]]},
+                )  # fmt: skip
+
+    def settle_dead(self, run: Run) -> None:
+        """A run that looks active but has no living worker: its host died too. Close its attempt."""
+        if run.status not in ACTIVE:
+            return
+        worker = Worker(run.id, 0, "", run.lineage, None)
+        closing = self._closing(worker)
+        if closing is not None:
+            self.completion.close(closing, settle(closing.ended, self.rules, time.time()))
+
+    def _closing(self, worker: Worker) -> Closing | None:
+        """How the newest attempt of a run ended, if the database does not know yet."""
+        run_dir = self.workspace.run_dir(worker.run)
+        self._sweep(worker.run)
+        with self.database.session() as connection:
+            run = queries.get_run(connection, worker.run)
+            earlier = attempts.list_attempts(connection, worker.run)
+        if not earlier or earlier[0].ended is not None:
+            return None
+        newest = earlier[0]
+        kills = max(0, memory_kills() - worker.kills_before) if worker.token else 0
+        group = worker.bound.group
+        ending = read_ending(
+            run_dir, newest.number, worker.process.returncode if worker.process else None,
+            killed_for=worker.forced.kill.cause if worker.forced else "",
+            killed_because=worker.forced.kill.why if worker.forced else "",
+            memory_kills=memory_kills(group) if group else kills,
+        )  # fmt: skip
+        crashes = count_crashes(earlier[1:], boot_id(), time.monotonic(), self.rules.restart_window_sec)
+        ended = EndedWorker(
+            run.id, ending.status, ending.clean, ending.cause, ending.reason, ending.advice, run.retries,
+            crashes + (newest.boot_id == boot_id()), ending.rollback_to is not None,
+        )  # fmt: skip
+        return Closing(newest, ending, ended)
+
+
+def device_of(run_dir: RunDir) -> str:
+    """The device that a run's plan names; "cpu" where it has none."""
+    plan = run_dir.plan() or {}
+    return str(plan.get("device") or "cpu")
+
+
+def memory_limit_of(run_dir: RunDir) -> int | None:
+    """Bytes of main memory that a run's plan allows its worker; None where it works on another device."""
+    plan = run_dir.plan() or {}
+    limit = plan.get("memory_limit")
+    return limit if isinstance(limit, int) and limit > 0 and device_of(run_dir) == "cpu" else None
