@@ -25,6 +25,8 @@ HEAD = """\
 # `scaler config get` shows all of them, `scaler config set KEY VALUE` changes one.
 # After a change of a learning section, sign again: `scaler daemon sign`.
 """
+SECRET = "notify.urls"  # noqa: S105 (a key's name: its values are never shown)
+HIDDEN = "(not shown)"
 
 
 @dataclass(frozen=True)

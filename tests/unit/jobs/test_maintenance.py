@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from scaler_wizard.errors import ModelNotFoundError, SpecError, WrongStateError
+from scaler_wizard.errors import ModelNotFoundError, SpecError, WorkspaceError, WrongStateError
 from scaler_wizard.jobs import retention
 from scaler_wizard.jobs.health_checks import file_checks
 from scaler_wizard.jobs.service import Service
 from scaler_wizard.store import backup, config, flightlog, versions
+from scaler_wizard.store.ballast import Ballast
 from scaler_wizard.store.checkpoints import CheckpointStore
 from scaler_wizard.store.lock import RunLock
 from scaler_wizard.store.queries import create_run, set_status
@@ -237,3 +238,22 @@ def test_versions_without_a_row_are_entered_as_held(ask: Ask, service: Service, 
         (row,) = again.handle({"op": "versions"})["versions"]
         assert (row["status"], Path(row["folder"]).is_dir()) == ("held", True)
         assert again.handle({"op": "health_facts"})["orphans"] == []
+
+
+def test_a_full_disk_gives_up_the_ballast(ask: Ask, service: Service, workspace: Workspace) -> None:
+    ballast = Ballast(workspace.root, 0.1)
+    assert ballast.reserve()
+    with service.database.session() as connection, connection.begin():
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        # SQLite's own words for a full disk, from its own limit.
+        connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
+
+    def fill(request: dict[str, Any]) -> dict[str, Any]:
+        with service.database.session() as connection:
+            create_run(connection, NewRun("r", "u", "r", "grow", {"padding": "x" * 1_000_000}, "h"), 1.0)
+        return {}
+
+    service.add_operations({"fill": fill})
+    with pytest.raises(WorkspaceError, match="no space left"):
+        service.handle({"op": "fill"})
+    assert not ballast.path.exists()
