@@ -41,15 +41,12 @@ def learned(service: Service, workspace: Workspace, name: str) -> RunDir:
     folder = run.export / "adapter"
     folder.mkdir()
     (folder / "adapter_model.safetensors").write_text(name)
-    value = {"lineage": {"model_name": "assistant"}, "model": {"base_model": "seedling"}}
     with service.database.session() as connection:
         job = config.load(workspace).model_dump(mode="json", by_alias=True)
         current = versions.current(connection, "assistant")
         create_run(
             connection,
-            NewRun(
-                run.id, run.identity().uuid, name, "continual", {**job, **value}, "h", lineage="assistant"
-            ),
+            NewRun(run.id, run.identity().uuid, name, "continual", job, "h", lineage="assistant"),
             run.created(),
         )
         number = current.number if current else None
@@ -139,10 +136,10 @@ def test_restore_and_delete_make_a_backup_and_a_line(
 
 
 def old_steps(run: RunDir, number: int) -> None:
-    """Step checkpoints of a hundred hours ago, superseded by a phase checkpoint."""
+    """A phase, then step checkpoints that the next phase's checkpoint superseded."""
     store = CheckpointStore(run)
-    for kind in ("step",) * number + ("phase",):
-        with store.stage("P1") as staging:
+    for phase, kind in (("P0", "phase"), *(("P1", "step"),) * number, ("P1", "phase")):
+        with store.stage(phase) as staging:
             (staging.path / "weights.bin").write_bytes(os.urandom(50_000))
             staging.commit(step=1, kind=kind)  # type: ignore[arg-type]
 
@@ -158,7 +155,7 @@ def test_retention_deletes_only_what_nothing_needs(ask: Ask, service: Service, w
     before = sorted(path.name for path in run.checkpoints.iterdir())
     answer = _later(service, workspace, 100 * 3600.0)
     gone = [name.rpartition("/")[2] for name in answer]
-    assert gone == ["P1-0001", "P1-0002", "P1-0003"]
+    assert gone == ["P1-0002", "P1-0003", "P1-0004"]
     assert sorted(path.name for path in run.checkpoints.iterdir()) == [n for n in before if n not in gone]
     assert (run.path / "input" / "a.jsonl").exists()
     assert CheckpointStore(run).newest_verified().checkpoint is not None

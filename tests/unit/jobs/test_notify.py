@@ -16,6 +16,8 @@ from scaler_wizard.errors import MissingDependencyError, SpecError
 from scaler_wizard.jobs.notify import Notifier
 from scaler_wizard.specs.continual import NotifySection
 
+# Apprise 2.2 imports it on Python before 3.13.
+pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
 needs_apprise = pytest.mark.skipif(
     importlib.util.find_spec("apprise") is None, reason="the optional extra `notify` is not installed"
 )
