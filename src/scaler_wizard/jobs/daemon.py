@@ -222,7 +222,7 @@ def run_daemon(workspace: Workspace, show: Show, say: Say) -> list[str]:
         WorkspaceBusyError: the workspace has an owner; names its process id.
     """
     standing = Standing.open(workspace)
-    with hosting(workspace) as host, _logging(workspace.logs / "daemon.log"):
+    with hosting(workspace, standing.config) as host, _logging(workspace.logs / "daemon.log"):
         daemon = Daemon(workspace, host, standing, show, say)
         with _signals(daemon):
             return daemon.run()
