@@ -22,7 +22,7 @@ ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept with the 
 OptionalRun = Annotated[
     str | None,
     typer.Argument(
-        help='A run id, its beginning, its file\'s name, or "latest"; nothing means the daemon\'s whole queue.'
+        help="A run id, its beginning, its file's name, or \"latest\"; nothing means the daemon's whole queue."
     ),
 ]
 
@@ -58,7 +58,9 @@ def _command(action: str, summary: str) -> typer.Typer:
 
 approve_app = _command("approve", "Answer a waiting gate: go on.")
 abort_app = _command("abort", "End a run after its step; everything committed stays.")
-stop_app = _command("abort", "Finish the step, save, and end the run; `scaler resume` can still go on with it.")
+stop_app = _command(
+    "abort", "Finish the step, save, and end the run; `scaler resume` can still go on with it."
+)
 skip_app = _command("skip", "Leave this file and go on with the next one; everything committed stays.")
 pause_app = typer.Typer(pretty_exceptions_enable=False)
 

@@ -46,7 +46,5 @@ def resume(
             )  # fmt: skip
             console.print(answer["message"], highlight=False, markup=False)
     assert found is not None
-    outcome = (
-        follow_filed(space, console, found, from_seq) if daemon else host_run(space, console, run=found)
-    )
+    outcome = follow_filed(space, console, found, from_seq) if daemon else host_run(space, console, run=found)
     finish(space, console, outcome, json=json)

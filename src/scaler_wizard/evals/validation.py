@@ -12,13 +12,13 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from torch import nn
 
 from scaler_wizard.data.dataset import open_rows
 from scaler_wizard.data.formats import Conversation, to_messages
-from scaler_wizard.data.generators import GENERATORS, sample_example
+from scaler_wizard.data.generators import DIFFICULTIES, GENERATORS, Difficulty, sample_example
 from scaler_wizard.data.rows import BadRows
 from scaler_wizard.data.split import row_position
 from scaler_wizard.errors import EmptyDataError, RowError, SpecError
@@ -29,7 +29,6 @@ from scaler_wizard.inference.progress import OnProgress
 from scaler_wizard.specs.continual import ValidationSection
 from scaler_wizard.specs.grow import DatasetSection
 
-LEVELS: Final[Mapping[str, tuple[int, ...]]] = {"easy": (1, 2, 3), "medium": (5, 6), "hard": (9, 10)}
 ANSWERS_FILE = "validation.json"
 MAX_ANSWERS_BYTES = 16 << 20
 ANSWER_TOKENS = 64
@@ -78,7 +77,11 @@ def validation_set(section: ValidationSection, seed: int, system_prompt: str | N
         DataError: a file without a question that can be checked.
         SpecError: no generator of that name.
     """
-    files = {"easy": section.easy, "medium": section.medium, "hard": section.hard}
+    files: dict[Difficulty, str | None] = {
+        "easy": section.easy,
+        "medium": section.medium,
+        "hard": section.hard,
+    }
     rows = {
         name: _from_file(name, path, section.rows, seed, system_prompt) if path
         else _generated(name, section, seed, system_prompt)
@@ -145,7 +148,7 @@ def read_answers(directory: Path, questions: ValidationSet) -> Answers | None:
 
 
 def _generated(
-    difficulty: str, section: ValidationSection, seed: int, system_prompt: str | None
+    difficulty: Difficulty, section: ValidationSection, seed: int, system_prompt: str | None
 ) -> tuple[TaskRow, ...]:
     tasks = section.tasks or list(GENERATORS)
     unknown = [task for task in tasks if task not in GENERATORS]
@@ -153,7 +156,7 @@ def _generated(
         raise SpecError(
             f'validation.tasks names "{unknown[0]}"', f"generators: {', '.join(GENERATORS)}", "correct it"
         )
-    levels = LEVELS[difficulty]
+    levels = DIFFICULTIES[difficulty]
     examples = (
         sample_example(
             tasks[number % len(tasks)], f"validation/{seed}/{number}",

@@ -117,9 +117,7 @@ class Intake:
         OS.rename(staged, place)
         OS.fsync(place.parent)
         OS.fsync(run_dir.path)
-        file = FileSection(
-            path=str(place), name=entry.shown, sha256=sha256, description=sidecar.description
-        )
+        file = FileSection(path=str(place), name=entry.shown, sha256=sha256, description=sidecar.description)
         job = config.job(inbox.run_name(entry.path), file)
         checked, plan, failed = _prepare(job, run_dir)
         answer = self.call(

@@ -1,7 +1,7 @@
 """Files in the workspace that a person can look into: generated from the status, never read back.
 
-    status.json   the whole picture
-    queue.json    what waits, in its order, and what was finished lately
+status.json   the whole picture
+queue.json    what waits, in its order, and what was finished lately
 """
 
 from __future__ import annotations
