@@ -16,11 +16,12 @@ from scaler_wizard.errors import RunError, SpecError
 from scaler_wizard.jobs.client import Client
 from scaler_wizard.jobs.daemon import run_daemon
 from scaler_wizard.jobs.detach import start_detached, wait_until_free
-from scaler_wizard.jobs.standing import config_path, load_config, signature_problem
+from scaler_wizard.jobs.standing import load_config, signature_problem
 from scaler_wizard.planning.facts import read_facts
 from scaler_wizard.planning.locate import resolve_model
 from scaler_wizard.specs.commented import commented_yaml
 from scaler_wizard.specs.continual import ContinualConfig
+from scaler_wizard.store.config import config_path
 from scaler_wizard.store.durable import write_atomic
 
 app = typer.Typer(

@@ -21,9 +21,7 @@ from scaler_wizard.jobs.client import Client
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept with the decision.")]
 OptionalRun = Annotated[
     str | None,
-    typer.Argument(
-        help="A run id, its beginning, its file's name, or \"latest\"; nothing means the daemon's whole queue."
-    ),
+    typer.Argument(help="X"),
 ]
 
 

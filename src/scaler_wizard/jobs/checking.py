@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scaler_wizard.data.formats import detect_format, to_messages
 from scaler_wizard.data.readers import read_rows
 from scaler_wizard.data.rows import BadRows
 from scaler_wizard.errors import EmptyDataError, RowError
-from scaler_wizard.specs.continual import LearningDataSection
+from scaler_wizard.jobs.prepare import prepare
+from scaler_wizard.specs.continual import ContinualJob, LearningDataSection
 from scaler_wizard.store.durable import write_atomic
+from scaler_wizard.store.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,10 @@ def check_file(path: Path, data: LearningDataSection, quarantine: Path) -> Check
     return Checked(usable, bad.count, found)
 
 
-def plan_file(job: ContinualJob) -> dict[str, Any]:
+def plan_file(job: ContinualJob, workspace: Workspace) -> dict[str, Any]:
     """The plan of one file's run, made from headers and hardware; no weight is read.
 
     Raises:
-        SpecError, ModelError, LimitError: it cannot be learned on this machine.
+        DataError, SpecError, ModelError, LimitError: it cannot be learned on this machine.
     """
-    facts = read_facts(resolve_model(job.model.base_model))
-    return make_continual_plan(job, probe_hardware(), facts).as_dict()
+    return prepare(job, workspace).plan.as_dict()

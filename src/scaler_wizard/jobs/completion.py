@@ -10,18 +10,20 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sqlalchemy import Connection
 
 from scaler_wizard.errors import CheckpointError, ScalerError
+from scaler_wizard.jobs import lineage
 from scaler_wizard.jobs.process import Ending
 from scaler_wizard.jobs.rollbacks import Rollbacks
 from scaler_wizard.jobs.schedule import ADVANCED, GAVE_UP, INTERRUPTED, REBOOTED, EndedWorker, Fail, Requeue
 from scaler_wizard.store import attempts, commands, flightlog, gates, phases, queries, queue, registry
 from scaler_wizard.store.checkpoints import CheckpointStore
 from scaler_wizard.store.database import Database, transaction
+from scaler_wizard.store.durable import is_disk_full
 from scaler_wizard.store.lock import boot_id
 from scaler_wizard.store.records import Attempt, ModelKind
 from scaler_wizard.store.rundir import RunDir
@@ -68,6 +70,8 @@ class Completion:
         if ending.status == "completed":
             # Before the run counts as completed: a host that dies in between does it again.
             self._note_problems(run_dir, lambda: self._register(run_dir))
+            closing = self._publish(run_dir, closing)
+            ending = closing.ending
         with self.database.session() as connection, transaction(connection):
             self._record(connection, run_dir, closing, decided)
         if not ending.clean:
@@ -80,6 +84,22 @@ class Completion:
             self._note_problems(
                 run_dir, lambda: self.rollbacks.roll_back(run_dir.id, target, "asked for at a gate")
             )
+
+    def _publish(self, run_dir: RunDir, closing: Closing) -> Closing:
+        """Publish the version that the run made. What can never be published makes the run a failed one.
+
+        Raises:
+            ScalerError: the disk is full: the attempt stays open, and is closed another time.
+        """
+        try:
+            with self.database.session() as connection:
+                lineage.publish(connection, self.workspace, run_dir)
+        except ScalerError as error:
+            if is_disk_full(error):
+                raise
+            ending = replace(closing.ending, status="failed", reason=error.found, advice=error.todo)
+            return replace(closing, ending=ending)
+        return closing
 
     def _record(
         self, connection: Connection, run_dir: RunDir, closing: Closing, decided: Requeue | Fail | None

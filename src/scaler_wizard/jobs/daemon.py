@@ -6,8 +6,8 @@
     watch thread    waits for the system to tell of changes in the inbox
     housekeeping    snapshots, retention, backups (`housekeeping`), about twice a minute
 
-One per workspace: the lock says who. Ending it pauses the run at work after its step, and the next daemon goes
-on with it; killing it leaves its worker alone, which the next daemon takes over.
+One per workspace: the lock says who. Ending it pauses the run at work after its step, and the next daemon
+goes on with it; killing it leaves its worker alone, which the next daemon takes over.
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ from typing import Any
 from scaler_wizard.errors import ScalerError
 from scaler_wizard.jobs.daemon_operations import DaemonOperations
 from scaler_wizard.jobs.host import Host, hosting
+from scaler_wizard.jobs.housekeeping import Housekeeping
 from scaler_wizard.jobs.intake import Intake
+from scaler_wizard.jobs.notify import Notifier, Occasion
 from scaler_wizard.jobs.standing import Standing
 from scaler_wizard.jobs.status import DaemonState, changes, run_states
 from scaler_wizard.jobs.views import write_views
 from scaler_wizard.jobs.watching import Watcher, look_until_stopped
+from scaler_wizard.specs.continual import NotifySection
 from scaler_wizard.store.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -42,6 +45,8 @@ VIEWS_SEC = 3.0
 LOG_BYTES = 5 << 20
 LOG_FILES = 5
 THREAD_PATIENCE_SEC = 10.0
+HOUSEKEEPING_SEC = 30.0
+OCCASIONS: dict[str, Occasion] = {"completed": "finished", "failed": "failed", "waiting": "gate"}
 Show = Callable[[dict[str, Any]], None]
 Say = Callable[[str], None]
 
@@ -68,7 +73,11 @@ class Daemon:
         self.intake = Intake(
             workspace, host.call, lambda: standing.config, lambda: standing.problem, lambda: self.ending
         )
+        self.notifier = _notifier(standing)
+        self.housekeeping = Housekeeping(workspace, host.service.database, standing.config, self.notifier)
         self._threads: list[threading.Thread] = []
+        self._ended = threading.Event()
+        self._busy = False
         self._known: dict[str, str] | None = None
 
     def state(self) -> DaemonState:
@@ -92,16 +101,19 @@ class Daemon:
         for run in self._again:
             log.info("%s goes on where it was paused with the daemon before", run)
         self.watcher.start()
+        self._begin("housekeeping", self._keep_house)
         self._begin("inbox", lambda: look_until_stopped(self.watcher, self._look, self._poll_interval))
         try:
             self._tick_until_ending()
             left = self._let_go()
         finally:
             self.ending = True
+            self._ended.set()
             self.watcher.stop()
             for thread in self._threads:
                 thread.join(THREAD_PATIENCE_SEC)
             self.watcher.join(THREAD_PATIENCE_SEC)
+            self.notifier.close()
         self._write_views()
         log.info("daemon %s ends%s", os.getpid(), f"; alive: {', '.join(left)}" if left else "")
         return left
@@ -114,11 +126,11 @@ class Daemon:
     def _tick_until_ending(self) -> None:
         views_due = 0.0
         while not self.ending:
-            busy = self._dispatch()
+            self._busy = self._dispatch()
             if time.monotonic() >= views_due:
                 views_due = time.monotonic() + VIEWS_SEC
                 self._write_views()
-            self._wait(BUSY_TICK_SEC if busy else IDLE_TICK_SEC)
+            self._wait(BUSY_TICK_SEC if self._busy else IDLE_TICK_SEC)
 
     def _wait(self, seconds: float) -> None:
         """Sleep until somebody rings, at most so long."""
@@ -144,6 +156,12 @@ class Daemon:
             self._bell.put("")
         return look.next_look
 
+    def _keep_house(self) -> None:
+        while not self._ended.wait(HOUSEKEEPING_SEC):
+            self.housekeeping.config = self.standing.config
+            for done in self.housekeeping.tick(time.time(), not self._busy):
+                log.info("housekeeping: %s", done)
+
     def _poll_interval(self) -> float:
         return self.standing.config.queue.poll_interval
 
@@ -156,9 +174,11 @@ class Daemon:
             return
         self.show(status)
         states = run_states(status)
-        for line in changes(self._known, states):
-            log.info("%s", line)
-            self.say(line)
+        for run, state in changes(self._known, states):
+            log.info("%s: %s", run, state)
+            self.say(f"{run}: {state}")
+            if state in OCCASIONS:
+                self.notifier.send(OCCASIONS[state], f"Scaler Wizard: {run} {state}", _details(status, run))
         self._known = states
 
     def _let_go(self) -> list[str]:
@@ -171,6 +191,20 @@ class Daemon:
                 return running
             self._wait(0.1)
         return []
+
+
+def _notifier(standing: Standing) -> Notifier:
+    """Who is told. An address that cannot be used costs the messages, never the daemon."""
+    try:
+        return Notifier(standing.config.notify)
+    except ScalerError as error:
+        log.error("nobody is notified: %s", error)
+        return Notifier(NotifySection())
+
+
+def _details(status: dict[str, Any], run: str) -> str:
+    row = next((one for one in status["recent"] if one["shown"] == run), {})
+    return " ".join(str(row[key]) for key in ("error", "advice") if row.get(key)) or run
 
 
 def run_daemon(workspace: Workspace, show: Show, say: Say) -> list[str]:

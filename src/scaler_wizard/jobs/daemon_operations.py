@@ -1,7 +1,7 @@
 """What only a daemon answers: its tick, its inbox's rows, its pause and its end. All on the host's thread.
 
-A pause of the queue, and the pause of runs that comes with it or with the daemon's end, belong to this one life
-of the daemon: they are lifted at the next start. A run that a person paused by its name stays paused.
+A pause of the queue, and the pause of runs that comes with it or with the daemon's end, belong to this one
+life of the daemon: they are lifted at the next start. A run that a person paused by its name stays paused.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ class Intake:
         OS.fsync(run_dir.path)
         file = FileSection(path=str(place), name=entry.shown, sha256=sha256, description=sidecar.description)
         job = config.job(inbox.run_name(entry.path), file)
-        checked, plan, failed = _prepare(job, run_dir)
+        checked, plan, failed = _prepare(job, run_dir, self.workspace)
         answer = self.call(
             "enqueue", run=run_dir.id, job=job.model_dump(mode="json", by_alias=True), plan=plan,
             dedup_key=key, lineage=config.lineage.model_name, priority=sidecar.priority, failed=failed,
@@ -141,13 +141,13 @@ class Intake:
 
 
 def _prepare(
-    job: ContinualJob, run_dir: RunDir
+    job: ContinualJob, run_dir: RunDir, workspace: Workspace
 ) -> tuple[Checked, dict[str, Any] | None, dict[str, str] | None]:
     """What was found in the file, the run's plan, and why the run has failed already: {error, advice}."""
     checked = Checked(0, 0, "")
     try:
         checked = check_file(Path(job.file.path), job.data, run_dir.path / "quarantine.jsonl")
-        plan = plan_file(job, run_dir)
+        plan = plan_file(job, workspace)
     except (DataError, ModelError, LimitError, SpecError) as error:
         return checked, None, {"error": error.found, "advice": error.todo}
     return checked, plan, None

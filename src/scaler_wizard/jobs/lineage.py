@@ -1,7 +1,63 @@
 """What the host does around a continual run for its model lineage: where it starts from, what it leaves.
 
-One small door to `store.versions`: the parent is noted when the run starts, a version is published when it
-has completed. Both are idempotent: a host killed in between does them again.
+The parent is noted before a worker starts, a version is published before the run counts as completed. Both
+may be done twice: a host that is killed in between does them again and finds what is there.
 """
 
 from __future__ import annotations
+
+import time
+from typing import Any
+
+from sqlalchemy import Connection
+
+from scaler_wizard.specs.continual import ContinualJob
+from scaler_wizard.specs.job import parse_job
+from scaler_wizard.store import queries, versions
+from scaler_wizard.store.checkpoints import CheckpointStore
+from scaler_wizard.store.records import Run, Version
+from scaler_wizard.store.rundir import RunDir
+from scaler_wizard.store.workspace import Workspace
+
+STARTS_FROM = ("lineage", "version", "sha256", "base", "adapter")
+
+
+def note_parent(connection: Connection, workspace: Workspace, run: Run, run_dir: RunDir) -> None:
+    """Write parent.json of a continual run that is about to start; nothing for other runs.
+
+    A run that began on a version that is not the current one any more begins anew from the one that is: its
+    checkpoints stay on the disk, but none of them counts.
+
+    Raises:
+        ModelError: the current version is damaged, or its base is gone.
+        CheckpointError, WorkspaceError: the run directory cannot be written.
+    """
+    job = parse_job(run.job)
+    if not isinstance(job, ContinualJob):
+        return
+    before, now = run_dir.parent(), versions.parent_record(connection, workspace, job)
+    if before is not None and _place(before) == _place(now):
+        return  # what it replays stays as it was, too: a resumed run sees the same data
+    if before is not None and CheckpointStore(run_dir).restart():
+        data = {"from": before.get("version"), "to": now["version"]}
+        queries.log_event(connection, run.id, time.time(), "begun_anew", data)
+    run_dir.write_parent(now)
+
+
+def publish(connection: Connection, workspace: Workspace, run_dir: RunDir) -> Version | None:
+    """Publish what a completed run exported as the lineage's next version; None where it exported none.
+
+    Raises:
+        RunError, ModelError: the export cannot be stored; what was trained is still in the run directory.
+    """
+    result = run_dir.result() or {}
+    if "version" not in result:
+        return None
+    version = versions.publish(connection, workspace, run_dir, result, time.time())
+    data = {"lineage": version.lineage, "version": version.number, "status": version.status}
+    queries.log_event(connection, run_dir.id, time.time(), "published", data)
+    return version
+
+
+def _place(parent: dict[str, Any]) -> list[object]:
+    return [parent.get(key) for key in STARTS_FROM]

@@ -9,18 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from scaler_wizard.errors import ContractNotAcceptedError, ScalerError, SpecError
+from scaler_wizard.errors import ContractNotAcceptedError, ScalerError
 from scaler_wizard.safety.contract import check_job
 from scaler_wizard.specs.continual import ContinualConfig
-from scaler_wizard.specs.yaml_io import read_yaml
+from scaler_wizard.store import config
 from scaler_wizard.store.workspace import Workspace
-
-CONFIG = "config.yaml"
-
-
-def config_path(workspace: Workspace) -> Path:
-    """Where the config lies."""
-    return workspace.root / CONFIG
 
 
 def load_config(workspace: Workspace) -> ContinualConfig:
@@ -29,18 +22,12 @@ def load_config(workspace: Workspace) -> ContinualConfig:
     Raises:
         SpecError: missing, not YAML, or not a config.
     """
-    path = config_path(workspace)
-    if not path.is_file():
-        raise SpecError(
-            f"the workspace {workspace.root} has no {CONFIG}", "a config for its daemon",
-            "write one with `scaler daemon init`",
-        )  # fmt: skip
-    return _absolute(ContinualConfig.parse(read_yaml(path), CONFIG), workspace.root)
+    return _absolute(config.load(workspace), workspace.root)
 
 
-def _absolute(config: ContinualConfig, folder: Path) -> ContinualConfig:
+def _absolute(read: ContinualConfig, folder: Path) -> ContinualConfig:
     """The same config with local paths made absolute, before it is signed and before it is checked alike."""
-    model, validation = config.model, config.validation
+    model, validation = read.model, read.validation
     local = folder / Path(model.base_model).expanduser()
     if local.is_dir():
         model = model.model_copy(update={"base_model": str(local.resolve())})
@@ -49,13 +36,13 @@ def _absolute(config: ContinualConfig, folder: Path) -> ContinualConfig:
         for key in ("easy", "medium", "hard")
         if (path := getattr(validation, key)) is not None
     }
-    return config.model_copy(update={"model": model, "validation": validation.model_copy(update=named)})
+    return read.model_copy(update={"model": model, "validation": validation.model_copy(update=named)})
 
 
-def signature_problem(config: ContinualConfig) -> str | None:
+def signature_problem(signed: ContinualConfig) -> str | None:
     """Why no file may be learned under this config, or None when it is signed as it stands."""
     try:
-        check_job(config)
+        check_job(signed)
     except ContractNotAcceptedError as error:
         return f"{error.found}; read it and sign it with `scaler daemon sign`"
     return None
@@ -79,7 +66,7 @@ class Standing:
 
     def refresh(self) -> bool:
         """Read the file again where it changed; whether it was read anew."""
-        path = config_path(self.workspace)
+        path = config.config_path(self.workspace)
         try:
             status = path.stat()
             signature = (status.st_size, status.st_mtime_ns)
@@ -89,7 +76,7 @@ class Standing:
             self.problem = signature_problem(self.config)
         except (OSError, ScalerError) as error:
             found = error.found if isinstance(error, ScalerError) else str(error)
-            self.problem = f"{CONFIG} cannot be used: {found}; mend it"
+            self.problem = f"{path.name} cannot be used: {found}; mend it"
             signature = None
         self._signature = signature
         return True

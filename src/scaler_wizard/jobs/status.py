@@ -63,7 +63,7 @@ class Snapshot:
     alive: frozenset[str] = frozenset()
     """Runs whose worker process lives."""
     free_bytes: int | None = None
-    disk: DiskSection = DiskSection()
+    disk: DiskSection = field(default_factory=DiskSection)
     daemon: DaemonState | None = None
 
 
@@ -183,11 +183,11 @@ def run_states(status: Mapping[str, Any]) -> dict[str, str]:
     return states | ({} if current is None else {current["shown"]: current["status"]})
 
 
-def changes(before: Mapping[str, str] | None, now: Mapping[str, str]) -> list[str]:
-    """One line for each run whose state is another one; none at the first look."""
+def changes(before: Mapping[str, str] | None, now: Mapping[str, str]) -> list[tuple[str, str]]:
+    """(run, state) of each run whose state is another one than before; none at the first look."""
     if before is None:
         return []
-    return [f"{run}: {state}" for run, state in now.items() if before.get(run) != state]
+    return [(run, state) for run, state in now.items() if before.get(run) != state]
 
 
 def current_run(runs: Iterable[Run]) -> Run | None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scaler_wizard.errors import ScalerError, WorkspaceBusyError
+from scaler_wizard.jobs import lineage
 from scaler_wizard.jobs.completion import Closing, Completion
 from scaler_wizard.jobs.force import ForcedEnd
 from scaler_wizard.jobs.heartbeats import Heartbeats
@@ -101,6 +102,7 @@ class Workers:
             DeviceLock.acquire(lock).release()  # says who has it
         self._sweep(run.id)
         with self.database.session() as connection:
+            lineage.note_parent(connection, self.workspace, run, run_dir)
             host = Host(socket.gethostname()[:255], os.getpid(), boot_id())
             attempt = attempts.start_attempt(connection, run.id, host, time.time())
             offline = run.job.get("dataset", {}).get("source") != "huggingface_hub"

@@ -69,6 +69,11 @@ class Head:
         undo = (*self.undo, Undo(self.chain, self.steps))[-UNDO_LIMIT:]
         return self._next(chain=self.chain[: self.chain.index(name) + 1], steps=(), undo=undo)
 
+    def begun_anew(self) -> Head:
+        """Before the first phase again; what counted is remembered for an undo."""
+        undo = (*self.undo, Undo(self.chain, self.steps))[-UNDO_LIMIT:]
+        return self._next(chain=(), steps=(), undo=undo)
+
     def undone(self) -> Head:
         """Where it stood before the last rollback."""
         last = self.undo[-1]

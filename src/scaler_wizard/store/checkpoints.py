@@ -270,6 +270,18 @@ class CheckpointStore:
             self._write_head(head.rolled_back_to(target.name))
         return _rolled_back(target, start)
 
+    def restart(self) -> bool:
+        """Stand before the first phase, with every checkpoint kept; whether anything counted before.
+
+        Raises:
+            CheckpointError: the head cannot be read or written; it is then as it was.
+        """
+        head = self.head()
+        if not head.chain and not head.steps:
+            return False
+        self._write_head(head.begun_anew())
+        return True
+
     def undo_rollback(self) -> RollbackResult:
         """Go back to where the run stood before the last rollback.
 
