@@ -1,4 +1,4 @@
-"""What `scaler demo continual` prints at its end: accuracy, versions, what was set aside, the log in words."""
+"""What `scaler demo continual` prints at its end: accuracy, versions, lines set aside, the log."""
 
 from __future__ import annotations
 
