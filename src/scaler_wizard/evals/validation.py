@@ -19,9 +19,12 @@ from torch import nn
 from scaler_wizard.data.dataset import open_rows
 from scaler_wizard.data.formats import Conversation, to_messages
 from scaler_wizard.data.generators import DIFFICULTIES, GENERATORS, Difficulty, sample_example
+from scaler_wizard.data.profiles import Profile
+from scaler_wizard.data.profiles.none import NONE
 from scaler_wizard.data.rows import BadRows
 from scaler_wizard.data.split import row_position
 from scaler_wizard.errors import EmptyDataError, RowError, SpecError
+from scaler_wizard.evals.profiled import in_profile
 from scaler_wizard.evals.settings import ProbeSettings
 from scaler_wizard.evals.tasks import TaskRow, row_from_conversation, row_from_example, task_probe
 from scaler_wizard.evals.tokenizing import Tokenizer
@@ -70,8 +73,10 @@ class Answers:
         return cls(right, tuple(dict(sample) for sample in value["samples"]), float(value["seconds"]))
 
 
-def validation_set(section: ValidationSection, seed: int, system_prompt: str | None) -> ValidationSet:
-    """The questions that a section and a lineage's seed name.
+def validation_set(
+    section: ValidationSection, seed: int, system_prompt: str | None, profile: Profile = NONE
+) -> ValidationSet:
+    """The questions that a section and a lineage's seed name, as the data profile puts them.
 
     Raises:
         DataError: a file without a question that can be checked.
@@ -87,6 +92,7 @@ def validation_set(section: ValidationSection, seed: int, system_prompt: str | N
         else _generated(name, section, seed, system_prompt)
         for name, path in files.items()
     }  # fmt: skip
+    rows = {name: tuple(in_profile(row, profile, seed) for row in found) for name, found in rows.items()}
     told = {name: [(row.prompt, row.reference, row.task) for row in found] for name, found in rows.items()}
     text = json.dumps([told, ANSWER_TOKENS], sort_keys=True, ensure_ascii=True)
     return ValidationSet(rows, hashlib.sha256(text.encode("ascii")).hexdigest())
@@ -175,7 +181,7 @@ def _prompted(row: TaskRow, system_prompt: str | None) -> TaskRow:
 
 
 def _from_file(
-    difficulty: str, path: str, count: int, seed: int, system_prompt: str | None
+    difficulty: Difficulty, path: str, count: int, seed: int, system_prompt: str | None
 ) -> tuple[TaskRow, ...]:
     """The `count` checkable rows of a file that come first by hash."""
     section = DatasetSection(identifier=path, bad_rows="quarantine")
