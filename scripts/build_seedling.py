@@ -33,9 +33,9 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from scaler_wizard.data import corpus
 from scaler_wizard.data.generators import (
-    GENERATORS,
     MAX_LEVEL,
     MIN_LEVEL,
+    SEEDLING_TASKS,
     recency_document,
     retrieval_text,
     sample_example,
@@ -161,7 +161,7 @@ class Rows:
                 rng, n_queries=rng.randint(1, 3), n_lines=rng.randint(2, 8), update_share=0.2
             )
         else:
-            task = rng.choice(list(GENERATORS))
+            task = rng.choice(SEEDLING_TASKS)
             text = sample_example(task, rng.getrandbits(64), rng.randint(1, 10), split="train").document_text
         opening = [self.tokenizer.bos_token_id] if rng.random() < 0.5 else []
         return [*opening, *self.encode(text), self.tokenizer.eos_token_id]
@@ -196,7 +196,7 @@ class Rows:
     def exercise(self, rng: random.Random) -> list[int]:
         """A generated task of the train split, mostly of an easy level."""
         (level,) = rng.choices(range(MIN_LEVEL, MAX_LEVEL + 1), weights=LEVEL_WEIGHTS)
-        task = rng.choice(list(GENERATORS))
+        task = rng.choice(SEEDLING_TASKS)
         text = sample_example(task, rng.getrandbits(64), level, split="train").document_text
         opening = [self.tokenizer.bos_token_id] if rng.random() < 0.5 else []
         return [*opening, *self.encode(text), self.tokenizer.eos_token_id]
@@ -375,7 +375,7 @@ def main() -> None:
     documents = [document.text for document in corpus.documents("train", max_chars=recipe.corpus_chars)]
     generated = [
         sample_example(task, f"tokenizer/{i}", 1 + i % 10, split="train").document_text
-        for task in GENERATORS
+        for task in SEEDLING_TASKS
         for i in range(500)
     ]
     tokenizer = train_tokenizer([*documents, *generated], recipe.vocab_size)

@@ -15,9 +15,9 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from scaler_wizard.data.generators import (
-    GENERATORS,
     MAX_LEVEL,
     MIN_LEVEL,
+    SEEDLING_TASKS,
     Example,
     needle_document,
     recency_document,
@@ -118,7 +118,7 @@ def task_scores(
 ) -> dict[str, Any]:
     """Accuracy by task over `n` held-out examples each, levels in turn, and pooled."""
     scores, right = {}, 0
-    for task in GENERATORS:
+    for task in SEEDLING_TASKS:
         examples = [
             sample_example(task, seed, levels[seed % len(levels)], split="held_out") for seed in range(n)
         ]

@@ -85,7 +85,18 @@ class EmptyDataError(DataError):
 
 
 class RowError(DataError):
-    """A row that cannot be read; the message names file, line and reason."""
+    """A row that cannot be read; the message names file, line and reason.
+
+    `kind` is the problem's name in a validation report (see `data.problems`), `reason` the words without
+    file and line.
+    """
+
+    def __init__(
+        self, found: str, expected: str = "", todo: str = "", *, kind: str = "row", reason: str = ""
+    ) -> None:
+        self.kind = kind
+        self.reason = reason or found
+        super().__init__(found, expected, todo)
 
 
 class FormatError(DataError):

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import scaler_wizard
 from scaler_wizard.data import corpus
 from scaler_wizard.data.generators import (
-    GENERATORS,
+    SEEDLING_TASKS,
     Example,
     NeedleExample,
     needle_document,
@@ -137,7 +137,7 @@ def score(form: str, examples: list[Example]) -> float:
 def test_document_form_is_known_and_instruction_form_is_not() -> None:
     examples = [
         sample_example(task, f"test/{i}", 1 + i % 3, split="held_out")
-        for task in GENERATORS
+        for task in SEEDLING_TASKS
         for i in range(6)
     ]
     recorded = EVALUATION["document_form_levels_1_to_3"]["mean"]["accuracy"]

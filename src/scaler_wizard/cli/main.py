@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "health": ("health", "Check a workspace, and put right what can be put right."),
     "backup": ("backup", "Back up the state of a workspace, and put it back."),
     "retention": ("backup:retention_app", "Delete old checkpoints that nothing needs; dry run first."),
+    "data": ("data", "Check, look at, convert, generate and value data files."),
     "report": ("report", "Write the HTML report of a run again."),
 }
 

@@ -23,6 +23,7 @@ EXAMPLES: dict[RowFormat, str] = {
     "alpaca": '{"instruction": "...", "input": "...", "output": "..."}',
     "prompt_completion": '{"prompt": "...", "completion": "..."} (or question/answer, prompt/response)',
     "text": '{"text": "..."}',
+    "preference": '{"prompt": "...", "chosen": "...", "rejected": "..."} (texts, or lists of turns)',
 }
 # Other names under which the two halves are published; the first pair present wins.
 _PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"))
@@ -49,6 +50,15 @@ class Conversation:
     """Turns of which the assistant's are learned."""
 
     messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """One prompt with a better and a worse answer."""
+
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +147,55 @@ def to_messages(
             return Document(_text(row.value.get("text"), "text"))
         turns = _TURNS[row_format](row.value)
         return _conversation(turns, system_prompt)
-    except ValueError as error:
-        raise row_error(source, row.number, str(error), EXAMPLES.get(row_format, "")) from None
+    except _UnusableError as error:
+        expected = EXAMPLES.get(row_format, "")
+        raise row_error(source, row.number, str(error), expected, kind=error.kind) from None
+
+
+def to_pair(row: Row, system_prompt: str | None = None, source: str = "data") -> PreferencePair:
+    """What one row of preferences says.
+
+    Prompt, chosen and rejected are texts or lists of turns; where both answers are whole conversations, the
+    turns that they share are the prompt.
+
+    Raises:
+        RowError: no prompt, an empty or missing answer, or two answers that are the same.
+    """
+    try:
+        prompt = tuple(_turns_of(row.value["prompt"], "prompt", "user")) if "prompt" in row.value else ()
+        chosen = _turns_of(row.value.get("chosen"), "chosen", "assistant")
+        rejected = _turns_of(row.value.get("rejected"), "rejected", "assistant")
+        shared = 0
+        while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+            shared += 1
+        prompt = (*prompt, *chosen[:shared])
+        answers = [[turn for turn in turns[shared:] if turn.content.strip()] for turns in (chosen, rejected)]
+        if not all(answers):
+            raise _UnusableError("empty_turn", "chosen or rejected is empty")
+        if answers[0] == answers[1]:
+            raise _UnusableError("roles", "chosen and rejected are the same, so nothing is preferred")
+        whole = [_conversation([*prompt, *answer], system_prompt) for answer in answers]
+    except _UnusableError as error:
+        raise row_error(source, row.number, str(error), EXAMPLES["preference"], kind=error.kind) from None
+    opening = whole[0].messages[: -len(answers[0])]
+    return PreferencePair(opening, tuple(answers[0]), tuple(answers[1]))
+
+
+def _turns_of(value: object, where: str, role: str) -> list[Message]:
+    if isinstance(value, list):
+        return _listed_turns({"messages": value}, "role", "content")
+    text = _text(value, where)
+    if not text.strip():
+        raise _UnusableError("empty_turn", f"{where} is empty")
+    return [Message(role, text)]
+
+
+class _UnusableError(ValueError):
+    """Why a row says nothing; `kind` is the problem's name in a validation report."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        self.kind = kind
+        super().__init__(reason)
 
 
 def _conversation(turns: list[Message], system_prompt: str | None) -> Conversation:
@@ -147,11 +204,11 @@ def _conversation(turns: list[Message], system_prompt: str | None) -> Conversati
         if turn.content.strip():
             messages.append(turn)
         elif turn.role != "system":
-            raise ValueError(f"turn {index} ({turn.role}) is empty")
+            raise _UnusableError("empty_turn", f"turn {index} ({turn.role}) is empty")
     if not any(message.role == "assistant" for message in messages):
-        raise ValueError("no assistant turn, so there is nothing to learn")
+        raise _UnusableError("roles", "no assistant turn, so there is nothing to learn")
     if messages[0].role == "assistant":
-        raise ValueError("the assistant speaks before anybody asked")
+        raise _UnusableError("roles", "the assistant speaks before anybody asked")
     if system_prompt and messages[0].role != "system":
         messages.insert(0, Message("system", system_prompt))
     return Conversation(tuple(messages))
@@ -160,18 +217,21 @@ def _conversation(turns: list[Message], system_prompt: str | None) -> Conversati
 def _listed_turns(value: dict[str, Any], role_key: str, content_key: str) -> list[Message]:
     turns = value.get("messages", value.get("conversations"))
     if not isinstance(turns, list) or not turns:
-        raise ValueError("no list of turns")
+        raise _UnusableError("format", "no list of turns")
     messages = []
     for index, turn in enumerate(turns, start=1):
         if not isinstance(turn, dict):
-            raise ValueError(f"turn {index} is not an object")
+            raise _UnusableError("format", f"turn {index} is not an object")
         role = turn.get(role_key)
         if role is None:
-            raise ValueError(f'turn {index} has no "{role_key}"')
-        known = _ROLES.get(role) if isinstance(role, str) else None
-        if known is None:
-            raise ValueError(f"turn {index} has the role {role!r}, which is none of {', '.join(_ROLES)}")
-        messages.append(Message(known, _content(turn.get(content_key), f"turn {index}")))
+            raise _UnusableError("roles", f'turn {index} has no "{role_key}"')
+        known_role = _ROLES.get(role) if isinstance(role, str) else None
+        if known_role is None:
+            known = ", ".join(_ROLES)
+            raise _UnusableError(
+                "roles", f"turn {index} has the role {str(role)[:40]!r}, which is none of {known}"
+            )
+        messages.append(Message(known_role, _content(turn.get(content_key), f"turn {index}")))
     return messages
 
 
@@ -180,16 +240,19 @@ def _content(value: object, where: str) -> str:
     if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
         kinds = {str(part.get("type")) for part in value} - {"text"}
         if kinds:
-            raise ValueError(f"{where} holds {', '.join(sorted(kinds))}; only text is learned")
+            raise _UnusableError(
+                "format", f"{where} holds {', '.join(sorted(kinds))[:80]}; only text is learned"
+            )
         return "".join(_text(part.get("text"), where) for part in value)
     return _text(value, where)
 
 
 def _text(value: object, where: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{where} is missing" if value is None else f"{where} is not text")
+        reason = "is missing" if value is None else "is not text"
+        raise _UnusableError("empty_turn" if value is None else "format", f"{where} {reason}")
     if where == "text" and not value.strip():
-        raise ValueError("text is empty")
+        raise _UnusableError("empty_turn", "text is empty")
     return value
 
 
@@ -218,7 +281,7 @@ def _alpaca(value: dict[str, Any]) -> list[Message]:
 def _prompt_completion(value: dict[str, Any]) -> list[Message]:
     pair = _pair(value)
     if pair is None:
-        raise ValueError("no prompt and completion")
+        raise _UnusableError("format", "no prompt and completion")
     if isinstance(value[pair[0]], list):
         prompt = _listed_turns({"messages": value[pair[0]]}, "role", "content")
         answer = value[pair[1]]
@@ -234,7 +297,7 @@ def _prompt_completion(value: dict[str, Any]) -> list[Message]:
 
 
 def _preference(value: dict[str, Any]) -> list[Message]:
-    raise ValueError("a preference pair is not one conversation")
+    raise _UnusableError("format", "a preference pair is not one conversation")
 
 
 _TURNS = {

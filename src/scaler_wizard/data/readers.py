@@ -1,4 +1,4 @@
-"""Files to rows: JSON Lines, JSON arrays, CSV, Parquet and plain text, streamed in bounded memory.
+"""Files to rows: JSON Lines, JSON arrays, CSV, Parquet, Arrow and plain text, streamed in bounded memory.
 
 Knows nothing of row formats, tokenizers or torch. Every file is hostile input: a row that cannot be
 read either stops the reading or is set aside and counted (`BadRows`), and is never dropped in silence.
@@ -10,9 +10,10 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from scaler_wizard.data.arrow_rows import is_saved_dataset, read_arrow, read_parquet, read_saved_dataset
 from scaler_wizard.data.json_rows import read_json, read_jsonl
-from scaler_wizard.data.rows import BadRows, Row, lines_of, row_error
-from scaler_wizard.data.table_rows import read_csv, read_parquet
+from scaler_wizard.data.rows import BadRows, Row, lines_of, not_utf8
+from scaler_wizard.data.table_rows import read_csv
 from scaler_wizard.errors import DataFileMissingError, EmptyDataError, FormatError
 
 DOCUMENT_CHARS = 16_384
@@ -21,12 +22,12 @@ LEAST_DOCUMENTS = 40
 
 
 def read_rows(path: Path, *, max_rows: int | None = None, bad_rows: BadRows | None = None) -> Iterator[Row]:
-    """Stream the rows of a data file; its suffix names the format.
+    """Stream the rows of a data file, or of a directory that `datasets` saved; a suffix names the format.
 
-    Memory is bounded by one row (at most 16 MB), or one row group of a Parquet file. JSON numbers NaN and
-    Infinity are refused; NaN in Parquet, where it stands for "no value", becomes None. A plain text file
-    becomes `{"text": ...}` rows of at most 16,384 characters, cut at blank lines where there are any; joined,
-    they are the file with \n line ends, but for stretches of nothing but blanks.
+    Memory is bounded by one row (at most 8 MB), or one page of a Parquet file, one batch of an Arrow file.
+    JSON numbers NaN and Infinity are refused; NaN in Parquet, where it stands for "no value", becomes None. A
+    plain text file becomes `{"text": ...}` rows of at most 16,384 characters, cut at blank lines where there
+    are any; joined, they are the file with \n line ends, but for stretches of nothing but blanks.
 
     Args:
         max_rows: stop after this many rows.
@@ -40,8 +41,10 @@ def read_rows(path: Path, *, max_rows: int | None = None, bad_rows: BadRows | No
             next row cannot be found: inside a JSON array, a quoted CSV field, a Parquet file.
     """
     bad = bad_rows if bad_rows is not None else BadRows()
-    reader = _READERS.get(path.suffix.lower())
-    _check_file(path)
+    saved = path.is_dir() and is_saved_dataset(path)
+    reader = read_saved_dataset if saved else _READERS.get(path.suffix.lower())
+    if not saved:
+        _check_file(path)
     if reader is None:
         raise FormatError(
             f"{path} has the file type {path.suffix or '(none)'}", f"one of {', '.join(_READERS)}",
@@ -71,7 +74,9 @@ def _check_file(path: Path) -> None:
         ) from None
     if not stat.S_ISREG(status.st_mode):
         kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-        raise DataFileMissingError(f"{path} is {kind}", "a regular file", "name the file itself")
+        raise DataFileMissingError(
+            f"{path} is {kind}", "a regular file, or a directory that datasets saved", "name the file itself"
+        )
     if status.st_size == 0:
         raise EmptyDataError(
             f"{path} has 0 bytes", "at least one row", "check that this is the file you meant"
@@ -89,9 +94,7 @@ def _read_text(path: Path, bad: BadRows) -> Iterator[Row]:
         try:
             pending += line.decode("utf-8") + "\n"
         except UnicodeDecodeError as error:
-            bad.add(
-                number, row_error(path, number, f"not UTF-8 (byte {error.start} of the line)", "UTF-8 text")
-            )
+            bad.add(number, not_utf8(path, number, line, error), line)
             continue
         while len(pending) > most:
             head = pending[:most]
@@ -113,6 +116,7 @@ _READERS: dict[str, Callable[[Path, BadRows], Iterator[Row]]] = {
     ".csv": read_csv,
     ".tsv": read_csv,
     ".parquet": read_parquet,
+    ".arrow": read_arrow,
     ".txt": _read_text,
     ".md": _read_text,
 }

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Final
 
 from scaler_wizard.data.corpus import documents
-from scaler_wizard.data.generators import GENERATORS, Example, retrieval_text, sample_example
+from scaler_wizard.data.generators import SEEDLING_TASKS, Example, retrieval_text, sample_example
 from scaler_wizard.data.rows import Row
 
 SYNTHETIC: Final = ("seedling",)
@@ -46,7 +46,7 @@ def seedling_rows(seed: int, count: int, target_context: int) -> SyntheticRows:
         count: training conversations.
         target_context: tokens the longest retrieval documents reach.
     """
-    tasks = tuple(GENERATORS)
+    tasks = SEEDLING_TASKS
     train = tuple(
         _conversation(
             number,
@@ -63,7 +63,7 @@ def seedling_rows(seed: int, count: int, target_context: int) -> SyntheticRows:
 
 
 def _level(number: int) -> int:
-    return LEVELS[(number // len(GENERATORS)) % len(LEVELS)]
+    return LEVELS[(number // len(SEEDLING_TASKS)) % len(LEVELS)]
 
 
 def _conversation(number: int, example: Example) -> Row:

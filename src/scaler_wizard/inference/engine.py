@@ -27,6 +27,7 @@ from scaler_wizard.inference.attention import (
     slots_attached,
     supports_slots,
 )
+from scaler_wizard.inference.logits import process_logits
 from scaler_wizard.inference.modes import DEFAULT_LIMITS, InferenceLimits, device_of, measuring
 from scaler_wizard.inference.requests import Generation, Request
 from scaler_wizard.inference.sampling import choose_tokens
@@ -81,6 +82,10 @@ class Engine:
             return []
         rows = step.rows
         logits_BV = self._forward([row.tokens[-1] for row in rows], [row.cached for row in rows], step)
+        requests = [row.request for row in rows]
+        logits_BV = process_logits(
+            logits_BV, requests, lambda at: rows[at].tokens[len(requests[at].prompt) :]
+        )
         temperatures = [row.request.temperature for row in rows]
         chosen = choose_tokens(logits_BV, temperatures, [self._draw(row) for row in rows])
         ended = []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,8 @@ class Request:
     """0 is greedy; above 0 divides the logits before sampling from the whole vocabulary."""
     seed: int | str = 0
     """Seeds this request's own random generator (see `sample_seed`); unused when greedy."""
+    processor: Callable[..., Any] | None = None
+    """Changes the logits before each choice: an `inference.logits.LogitProcessor`."""
 
     def __post_init__(self) -> None:
         assert self.prompt, "an empty prompt has nothing to continue"

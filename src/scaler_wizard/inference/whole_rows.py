@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from scaler_wizard.inference.logits import process_logits
 from scaler_wizard.inference.modes import (
     InferenceLimits,
     device_of,
@@ -57,7 +58,10 @@ def generate_group(
     while True:
         temperatures = [requests[row].temperature for row in alive]
         draws = [generators[row].random() if requests[row].temperature > 0 else 0.0 for row in alive]
-        chosen = choose_tokens(output.logits[:, -1], temperatures, draws)
+        logits_BV = process_logits(
+            output.logits[:, -1], [requests[row] for row in alive], [tokens[row] for row in alive].__getitem__
+        )
+        chosen = choose_tokens(logits_BV, temperatures, draws)
         for row, token in zip(alive, chosen, strict=True):
             if token in requests[row].stop_ids:
                 ended[row] = Generation(tuple(tokens[row]), "stop")

@@ -71,7 +71,7 @@ def test_json_round_trip(tmp_path: Path, rows: list[dict[str, object]]) -> None:
     data=st.data(),
 )
 def test_hostile_bytes_give_rows_or_our_errors(tmp_path: Path, content: bytes, data: st.DataObject) -> None:
-    suffix = data.draw(st.sampled_from([".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt"]))
+    suffix = data.draw(st.sampled_from([".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt"]))
     # Any exception outside our tree escapes `suppress` and fails the test.
     with contextlib.suppress(ScalerError):
         for row in read_rows(write(tmp_path / f"a{suffix}", content), bad_rows=BadRows("quarantine")):
@@ -103,12 +103,12 @@ def test_bad_line_stops_or_is_set_aside(tmp_path: Path, line: bytes, reason: str
     assert reason in bad.reasons[0][1]
 
 
-def test_line_beyond_16_mb_is_skipped_whole(tmp_path: Path) -> None:
+def test_line_beyond_8_mb_is_skipped_whole(tmp_path: Path) -> None:
     long = b'{"text": "' + b"x" * (rows_module.MAX_ROW_BYTES + 5) + b'"}'
     path = write(tmp_path / "a.jsonl", long + b'\n{"text": "b"}')
     bad = BadRows("quarantine")
     assert [(row.number, row.value) for row in read_rows(path, bad_rows=bad)] == [(2, {"text": "b"})]
-    assert bad.reasons == [(1, f"{path}, row 1: longer than 16 MB")]
+    assert bad.reasons == [(1, f"{path}, row 1: longer than 8 MB")]
 
 
 def test_damage_inside_an_array_stops_even_in_quarantine(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from scaler_wizard.data.formats import Conversation, Message
-from scaler_wizard.data.generators import GENERATORS, sample_example
+from scaler_wizard.data.generators import SEEDLING_TASKS, sample_example
 from scaler_wizard.errors import EmptyDataError
 from scaler_wizard.evals.fakes import InductionModel, OracleModel, RandomModel
 from scaler_wizard.evals.qa import cloze_questions, qa_probe
@@ -52,7 +52,7 @@ def test_questions_can_be_answered_from_their_passage_only(tokenizer: Any, texts
 
 def test_generated_rows_oracle_scores_one_by_task(tokenizer: Any) -> None:
     forms: Any = ["document", "instruction", "question"]
-    examples = [sample_example(task, 1, 3, split="held_out") for task in GENERATORS]
+    examples = [sample_example(task, 1, 3, split="held_out") for task in SEEDLING_TASKS]
     rows = [row_from_example(e, forms[i % 3]) for i, e in enumerate(examples)]
     answers = {
         tuple(encode_prompt(tokenizer, row.prompt)): (
@@ -63,7 +63,7 @@ def test_generated_rows_oracle_scores_one_by_task(tokenizer: Any) -> None:
     }
     oracle = task_probe(OracleModel(len(tokenizer), answers), tokenizer, rows, SETTINGS)
     assert oracle.value == oracle.ended.accuracy == 1.0
-    assert set(oracle.by_task) == set(GENERATORS)
+    assert set(oracle.by_task) == set(SEEDLING_TASKS)
     wrong = task_probe(RandomModel(len(tokenizer)), tokenizer, rows, SETTINGS)
     assert wrong.value == 0.0 == wrong.chance
     assert not any(wrong.correct)

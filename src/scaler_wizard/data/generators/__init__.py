@@ -11,15 +11,20 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from scaler_wizard.data.generators.arithmetic import add, subtract
+from scaler_wizard.data.generators.binary import binary_add, binary_subtract, to_binary
 from scaler_wizard.data.generators.edits import append, remove, replace
 from scaler_wizard.data.generators.example import (
+    DIFFICULTIES,
     HELD_OUT_SHARE,
     MAX_LEVEL,
     MIN_LEVEL,
+    Difficulty,
     Example,
+    difficulty_of,
     first_answer,
     held_out,
     is_held_out_text,
+    verify_answer,
 )
 from scaler_wizard.data.generators.needles import (
     NeedleExample,
@@ -29,6 +34,7 @@ from scaler_wizard.data.generators.needles import (
     retrieval_text,
 )
 from scaler_wizard.data.generators.sequences import copy, double, reverse, rotate, shift, sort, swap
+from scaler_wizard.data.generators.syllo import syllo
 from scaler_wizard.data.generators.syllogisms import syllogism
 
 Generator: TypeAlias = Callable[[random.Random, int], Example]
@@ -47,7 +53,17 @@ GENERATORS: Final[dict[str, Generator]] = {
     "replace": replace,
     "remove": remove,
     "append": append,
+    "binary_add": binary_add,
+    "binary_subtract": binary_subtract,
+    "to_binary": to_binary,
+    "syllo": syllo,
 }
+
+# What the embedded model was built on and is measured with: later tasks must not change its numbers.
+SEEDLING_TASKS: Final = (
+    "copy", "reverse", "sort", "double", "shift", "rotate", "swap", "add", "subtract", "syllogism", "replace",
+    "remove", "append",
+)  # fmt: skip
 
 
 def sample_example(task: str, seed: int | str, level: int, *, split: str) -> Example:
@@ -67,13 +83,17 @@ def sample_example(task: str, seed: int | str, level: int, *, split: str) -> Exa
 
 
 __all__ = [
+    "DIFFICULTIES",
     "GENERATORS",
     "HELD_OUT_SHARE",
     "MAX_LEVEL",
     "MIN_LEVEL",
+    "SEEDLING_TASKS",
+    "Difficulty",
     "Example",
     "Generator",
     "NeedleExample",
+    "difficulty_of",
     "first_answer",
     "held_out",
     "is_held_out_text",
@@ -82,4 +102,5 @@ __all__ = [
     "recency_document",
     "retrieval_text",
     "sample_example",
+    "verify_answer",
 ]

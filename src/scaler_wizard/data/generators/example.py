@@ -10,10 +10,18 @@ question     an implicit one, "How does a b c read backwards?"
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
+from typing import Final, Literal, NoReturn
 
 MIN_LEVEL = 1
 MAX_LEVEL = 10
+Difficulty = Literal["easy", "medium", "hard"]
+DIFFICULTIES: Final[dict[Difficulty, range]] = {
+    "easy": range(1, 4), "medium": range(4, 8), "hard": range(8, 11),
+}  # fmt: skip
+# Tasks whose answer is one JSON object, which may be written with other white space or over several lines.
+JSON_TASKS: Final = frozenset({"syllo"})
 HELD_OUT_SHARE = 0.2
 # Every special token of the chat format opens with this, and no generated task text contains it.
 CHAT_MARK = "<|"
@@ -52,8 +60,45 @@ class Example:
         return f"{self.document} {self.answer}\n"
 
     def verify(self, output: str) -> bool:
-        """Whether a model's raw continuation (first line, up to any special token) is the answer."""
-        return first_answer(output) == self.answer
+        """Whether a model's raw continuation is the answer, see `verify_answer`."""
+        return verify_answer(self.task, self.answer, output)
+
+
+def verify_answer(task: str, answer: str, output: str) -> bool:
+    """Whether a raw continuation is the right answer to a row of `task`.
+
+    Exactly: its first line up to any special token; for `JSON_TASKS` everything up to a special token, read
+    as JSON, with equal keys, values and order of lists, and nothing beside it.
+    """
+    if task not in JSON_TASKS:
+        return first_answer(output) == answer
+    try:
+        # As text again, because 1 == 1.0 == True in Python.
+        return _canonical(output.split(CHAT_MARK)[0]) == _canonical(answer)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _canonical(text: str) -> str:
+    value = json.loads(text, parse_constant=_refuse, object_pairs_hook=_object)
+    return json.dumps(value, sort_keys=True)
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a key twice")
+    return value
+
+
+def difficulty_of(level: int) -> Difficulty:
+    """easy for levels 1 to 3, medium for 4 to 7, hard for 8 to 10. Raises ValueError outside 1..10."""
+    check_level(level)
+    return next(name for name, levels in DIFFICULTIES.items() if level in levels)
 
 
 def is_held_out_text(text: str, share: float = HELD_OUT_SHARE) -> bool:
