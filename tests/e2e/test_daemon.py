@@ -208,7 +208,7 @@ def is_zombie(pid: int) -> bool:
 
 
 def test_a_file_is_learned_through_a_pause_a_stop_and_a_kill(place: Place) -> None:
-    """Real training: paused by its file's name, resumed at the next step; adopted after kill -9 of the daemon."""
+    """Real training: paused by its file's name, resumed at the next step; adopted after kill -9."""
     place.start()
     (place.inbox / "rows.jsonl").write_text(rows(0))
     run = RunDir(place.root / "runs" / "rows-0001")

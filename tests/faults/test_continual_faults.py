@@ -20,7 +20,7 @@ def test_paused_at_a_batch_and_killed_after_it(
     harness: ModuleType, workspace: Workspace, tmp_path: Path
 ) -> None:
     config = harness.continual_config(tmp_path, training={"max_steps": STEPS, "batch_tokens": 512})
-    path = harness.write_tasks(tmp_path / "a.jsonl", (1, 2), rows=600)
+    path = harness.write_tasks(tmp_path / "a.jsonl", (1, 2), rows=1200)
     whole = harness.drop(Workspace.create(tmp_path / "whole"), config, path)
     assert harness.attempt(whole) == 0, whole.exit_status()
 

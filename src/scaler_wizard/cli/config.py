@@ -15,7 +15,6 @@ from scaler_wizard.store import config
 
 app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, help="Read and change config.yaml.")
 KeyArgument = Annotated[str, typer.Argument(help="A key, such as training.learning_rate.")]
-SECRET = "notify.urls"  # noqa: S105 (a key's name, whose values are never shown)
 
 
 @app.command("get")
@@ -59,15 +58,6 @@ def set_config(
             reason=reason,
             by=user_name(),
         )
-    if key == SECRET:
-        answer = {
-            **answer,
-            "message": f"{key} is changed",
-            "before": None,
-            "after": None,
-            "from": None,
-            "to": None,
-        }
     typer.echo(answer["message"])
     if json:
         print_json(answer)
@@ -105,7 +95,7 @@ def _dump(loaded: ContinualConfig) -> dict[str, Any]:
 
 def _shown(key: str, value: Any) -> Any:
     """Addresses of notifications hold passwords."""
-    if key == SECRET and value:
+    if key == config.SECRET and value:
         return [f"{str(url).partition('://')[0]}://..." for url in value]
     return value
 

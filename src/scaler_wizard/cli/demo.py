@@ -1,4 +1,4 @@
-"""`scaler demo grow`: the whole job on the embedded model, offline, answered by itself."""
+"""`scaler demo grow|continual`: the whole job on the embedded model, offline, answered by itself."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from scaler_wizard.cli.demo_continual import play
+from scaler_wizard.cli.demo_words import print_story
 from scaler_wizard.cli.hosting import finish, host_run
-from scaler_wizard.cli.options import JsonOption, WorkspaceOption, existing_workspace
+from scaler_wizard.cli.options import JsonOption, WorkspaceOption, existing_workspace, print_json
 from scaler_wizard.cli.render import print_plan
 from scaler_wizard.jobs.client import Client
 from scaler_wizard.jobs.prepare import parse_job, prepare
@@ -60,6 +62,21 @@ def grow(
     if outcome["status"] == "completed":
         rehearse(space, console, str(outcome["run"]))
     finish(space, console, outcome, json=json)
+
+
+@app.command()
+def continual(
+    workspace: WorkspaceOption = None,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    json: JsonOption = False,
+) -> None:
+    """A daemon learns three files while it is paused and killed; every version is measured."""
+    console = Console()
+    space = existing_workspace(workspace or Path("demo-continual"))
+    report = play(space, console, seed)
+    print_story(console, report)
+    if json:
+        print_json(report)
 
 
 def rehearse(space: Workspace, console: Console, run: str) -> None:

@@ -58,8 +58,8 @@ def _facts(space: Workspace) -> tuple[dict[str, Any], list[Finding]]:
         with Client(space) as client:
             facts = client.call("health_facts")
     except WorkspaceError as error:
-        known = backup.list_backups(space)
-        todo = f"`scaler backup restore {known[0].name}`" if known else error.todo
+        newest = backup.latest(space)
+        todo = f"`scaler backup restore {newest.name}`" if newest is not None else error.todo
         return {}, [Finding("database", "error", error.found, todo)]
     findings = []
     if facts["database"] != "ok":

@@ -39,12 +39,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rollback": ("rollback", "Go back to an earlier phase (or undo that)."),
     "watch": ("watch", "Follow a run live."),
     "runs": ("runs", "List runs, or show one."),
-    "data": ("data", "Check, look at, convert, generate and value data files."),
     "models": ("models", "Versions of a model that goes on learning: list, compare, restore, delete."),
     "config": ("config", "Read, change and compare the workspace's settings."),
     "health": ("health", "Check a workspace, and put right what can be put right."),
     "backup": ("backup", "Back up the state of a workspace, and put it back."),
     "retention": ("backup:retention_app", "Delete old checkpoints that nothing needs; dry run first."),
+    "data": ("data", "Check, look at, convert, generate and value data files."),
     "report": ("report", "Write the HTML report of a run again."),
 }
 

@@ -12,16 +12,19 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from torch import nn
 
 from scaler_wizard.data.dataset import open_rows
 from scaler_wizard.data.formats import Conversation, to_messages
-from scaler_wizard.data.generators import GENERATORS, sample_example
+from scaler_wizard.data.generators import DIFFICULTIES, GENERATORS, Difficulty, sample_example
+from scaler_wizard.data.profiles import Profile
+from scaler_wizard.data.profiles.none import NONE
 from scaler_wizard.data.rows import BadRows
 from scaler_wizard.data.split import row_position
 from scaler_wizard.errors import EmptyDataError, RowError, SpecError
+from scaler_wizard.evals.profiled import in_profile
 from scaler_wizard.evals.settings import ProbeSettings
 from scaler_wizard.evals.tasks import TaskRow, row_from_conversation, row_from_example, task_probe
 from scaler_wizard.evals.tokenizing import Tokenizer
@@ -29,7 +32,6 @@ from scaler_wizard.inference.progress import OnProgress
 from scaler_wizard.specs.continual import ValidationSection
 from scaler_wizard.specs.grow import DatasetSection
 
-LEVELS: Final[Mapping[str, tuple[int, ...]]] = {"easy": (1, 2, 3), "medium": (5, 6), "hard": (9, 10)}
 ANSWERS_FILE = "validation.json"
 MAX_ANSWERS_BYTES = 16 << 20
 ANSWER_TOKENS = 64
@@ -71,19 +73,26 @@ class Answers:
         return cls(right, tuple(dict(sample) for sample in value["samples"]), float(value["seconds"]))
 
 
-def validation_set(section: ValidationSection, seed: int, system_prompt: str | None) -> ValidationSet:
-    """The questions that a section and a lineage's seed name.
+def validation_set(
+    section: ValidationSection, seed: int, system_prompt: str | None, profile: Profile = NONE
+) -> ValidationSet:
+    """The questions that a section and a lineage's seed name, as the data profile puts them.
 
     Raises:
         DataError: a file without a question that can be checked.
         SpecError: no generator of that name.
     """
-    files = {"easy": section.easy, "medium": section.medium, "hard": section.hard}
+    files: dict[Difficulty, str | None] = {
+        "easy": section.easy,
+        "medium": section.medium,
+        "hard": section.hard,
+    }
     rows = {
         name: _from_file(name, path, section.rows, seed, system_prompt) if path
         else _generated(name, section, seed, system_prompt)
         for name, path in files.items()
     }  # fmt: skip
+    rows = {name: tuple(in_profile(row, profile, seed) for row in found) for name, found in rows.items()}
     told = {name: [(row.prompt, row.reference, row.task) for row in found] for name, found in rows.items()}
     text = json.dumps([told, ANSWER_TOKENS], sort_keys=True, ensure_ascii=True)
     return ValidationSet(rows, hashlib.sha256(text.encode("ascii")).hexdigest())
@@ -145,7 +154,7 @@ def read_answers(directory: Path, questions: ValidationSet) -> Answers | None:
 
 
 def _generated(
-    difficulty: str, section: ValidationSection, seed: int, system_prompt: str | None
+    difficulty: Difficulty, section: ValidationSection, seed: int, system_prompt: str | None
 ) -> tuple[TaskRow, ...]:
     tasks = section.tasks or list(GENERATORS)
     unknown = [task for task in tasks if task not in GENERATORS]
@@ -153,7 +162,7 @@ def _generated(
         raise SpecError(
             f'validation.tasks names "{unknown[0]}"', f"generators: {', '.join(GENERATORS)}", "correct it"
         )
-    levels = LEVELS[difficulty]
+    levels = DIFFICULTIES[difficulty]
     examples = (
         sample_example(
             tasks[number % len(tasks)], f"validation/{seed}/{number}",
@@ -172,7 +181,7 @@ def _prompted(row: TaskRow, system_prompt: str | None) -> TaskRow:
 
 
 def _from_file(
-    difficulty: str, path: str, count: int, seed: int, system_prompt: str | None
+    difficulty: Difficulty, path: str, count: int, seed: int, system_prompt: str | None
 ) -> tuple[TaskRow, ...]:
     """The `count` checkable rows of a file that come first by hash."""
     section = DatasetSection(identifier=path, bad_rows="quarantine")

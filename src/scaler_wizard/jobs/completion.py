@@ -64,16 +64,29 @@ class Completion:
         self.rollbacks = rollbacks
 
     def close(self, closing: Closing, decided: Requeue | Fail | None) -> None:
-        """Close an attempt as `schedule.settle` decided. What went wrong beside it is noted, not raised."""
+        """Close one attempt as `schedule.settle` decided."""
+        closing = self.prepare(closing)
+        with self.database.session() as connection:
+            self.record(connection, closing, decided)
+        self.follow(closing, decided)
+
+    def prepare(self, closing: Closing) -> Closing:
+        """Register and publish what a completed run made, before it counts as completed: a host that dies in
+        between does it again. The closing as it is to be recorded: failed, where nothing can be published.
+
+        Raises:
+            ScalerError: the disk is full: the attempt stays open, and is closed another time.
+        """
+        if closing.ending.status != "completed":
+            return closing
+        run_dir = self.workspace.run_dir(closing.attempt.run_id)
+        self._note_problems(run_dir, lambda: self._register(run_dir))
+        return self._publish(run_dir, closing)
+
+    def follow(self, closing: Closing, decided: Requeue | Fail | None) -> None:
+        """What comes after the commit: the flight log, and a rollback that was asked for."""
         run_dir = self.workspace.run_dir(closing.attempt.run_id)
         ending = closing.ending
-        if ending.status == "completed":
-            # Before the run counts as completed: a host that dies in between does it again.
-            self._note_problems(run_dir, lambda: self._register(run_dir))
-            closing = self._publish(run_dir, closing)
-            ending = closing.ending
-        with self.database.session() as connection, transaction(connection):
-            self._record(connection, run_dir, closing, decided)
         if not ending.clean:
             flightlog.append(
                 self.workspace.flight_log, "worker_died", run_dir.id,
@@ -101,10 +114,13 @@ class Completion:
             return replace(closing, ending=ending)
         return closing
 
-    def _record(
-        self, connection: Connection, run_dir: RunDir, closing: Closing, decided: Requeue | Fail | None
-    ) -> None:
-        """All of it in one transaction: phases, gates, the attempt, the run's new state."""
+    def record(self, connection: Connection, closing: Closing, decided: Requeue | Fail | None) -> None:
+        """Phases, gates, the attempt and the run's new state: all of it or nothing."""
+        with transaction(connection):
+            self._record(connection, closing, decided)
+
+    def _record(self, connection: Connection, closing: Closing, decided: Requeue | Fail | None) -> None:
+        run_dir = self.workspace.run_dir(closing.attempt.run_id)
         now, attempt, ending = time.time(), closing.attempt, closing.ending
         self._catch_up(connection, run_dir, attempt.number)
         for gate in gates.open_gates(connection, run_dir.id):

@@ -102,7 +102,7 @@ class Daemon:
             log.info("%s goes on where it was paused with the daemon before", run)
         self.watcher.start()
         self._begin("housekeeping", self._keep_house)
-        self._begin("inbox", lambda: look_until_stopped(self.watcher, self._look, self._poll_interval))
+        self._begin("inbox", self._look_after_inbox)
         try:
             self._tick_until_ending()
             left = self._let_go()
@@ -149,6 +149,13 @@ class Daemon:
             # A locked or full database: tried again at the next tick.
             log.error("dispatch: %s", error)
             return False
+
+    def _look_after_inbox(self) -> None:
+        try:
+            self.intake.tidy()
+        except (ScalerError, OSError) as error:
+            log.error("what an earlier daemon left could not be tidied: %s", error)
+        look_until_stopped(self.watcher, self._look, self._poll_interval)
 
     def _look(self) -> float | None:
         look = self.intake.look()
@@ -215,7 +222,7 @@ def run_daemon(workspace: Workspace, show: Show, say: Say) -> list[str]:
         WorkspaceBusyError: the workspace has an owner; names its process id.
     """
     standing = Standing.open(workspace)
-    with hosting(workspace) as host, _logging(workspace.logs / "daemon.log"):
+    with hosting(workspace, standing.config) as host, _logging(workspace.logs / "daemon.log"):
         daemon = Daemon(workspace, host, standing, show, say)
         with _signals(daemon):
             return daemon.run()

@@ -116,8 +116,11 @@ class DaemonOperations:
     # The inbox
 
     def _known(self, request: Answer) -> Answer:
+        """{} -> {keys: of every file seen, runs: every run that was queued}."""
         with self.service.database.session() as connection:
-            return {"keys": inbox_files.known_keys(connection)}
+            return {
+                "keys": inbox_files.known_keys(connection), "runs": inbox_files.queued_runs(connection)
+            }  # fmt: skip
 
     def _same(self, request: Answer) -> Answer:
         """{dedup_key} -> {run}: who has the same content, or null."""

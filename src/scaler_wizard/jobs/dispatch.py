@@ -5,24 +5,36 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 from scaler_wizard.errors import ScalerError
 from scaler_wizard.jobs.completion import Closing, Completion
 from scaler_wizard.jobs.disk import DiskVerdict, disk_verdict
 from scaler_wizard.jobs.schedule import Decision, Fail, QueuedRun, Requeue, Rules, Snapshot, decide
 from scaler_wizard.jobs.watchdog import Limits
-from scaler_wizard.jobs.workers import Workers, device_of
+from scaler_wizard.jobs.workers import Claim, Workers, device_of
 from scaler_wizard.specs.continual import ContinualConfig
 from scaler_wizard.store import queries, queue
-from scaler_wizard.store.database import Database
+from scaler_wizard.store.database import Database, transaction
 from scaler_wizard.store.lock import is_locked
 from scaler_wizard.store.states import RunStatus
 from scaler_wizard.store.workspace import Workspace
 
 log = logging.getLogger(__name__)
 Answer = dict[str, Any]
+T = TypeVar("T")
 DISK_LOOK_SEC = 5.0
+
+
+def _try(run_id: str, act: Callable[[], T]) -> T | None:
+    """One job that cannot be started or closed must not keep the others from it."""
+    try:
+        return act()
+    except (ScalerError, OSError) as error:
+        log.error("run %s: %s", run_id, error)
+        return None
 
 
 class Dispatcher:
@@ -65,29 +77,29 @@ class Dispatcher:
         now, monotonic = time.time(), time.monotonic()
         closings = self.workers.collect(monotonic)
         decision = decide(self._snapshot(closings, monotonic, starting), now)
-        self._close(closings, decision)
+        claims = self._commit(closings, decision) if closings or decision.start else []
         for kill in decision.kill:
             self.workers.kill(kill, monotonic)
-        for run_id in decision.start:
-            self._start(run_id)
+        for claim in claims:
+            _try(claim.run.id, partial(self.workers.launch, claim))
         return decision
 
-    def _close(self, closings: list[Closing], decision: Decision) -> None:
+    def _commit(self, closings: list[Closing], decision: Decision) -> list[Claim]:
+        """Everything that was decided in one transaction: the end of one job and the claim of the next are
+        one wait for the disk. Files, processes and the flight log follow when it is committed."""
         decided: dict[str, Requeue | Fail] = {item.run: item for item in decision.requeue}
         decided |= {item.run: item for item in decision.fail}
+        # What cannot be prepared (a full disk) stays open, and `recover` closes it another time.
+        tried = [_try(closing.ended.run, partial(self.completion.prepare, closing)) for closing in closings]
+        closings = [closing for closing in tried if closing is not None]
+        with self.database.session() as connection, transaction(connection):
+            for closing in closings:
+                item = decided.get(closing.ended.run)
+                _try(closing.ended.run, partial(self.completion.record, connection, closing, item))
+            found = [_try(run_id, partial(self.workers.claim, run_id)) for run_id in decision.start]
         for closing in closings:
-            try:
-                self.completion.close(closing, decided.get(closing.ended.run))
-            except ScalerError as error:
-                # A full or locked database: the run stays active, and `recover` closes it another time.
-                log.error("closing %s failed: %s", closing.ended.run, error)
-
-    def _start(self, run_id: str) -> None:
-        try:
-            self.workers.start(run_id)
-        except (ScalerError, OSError) as error:
-            # One job that cannot be started must not keep the others from it.
-            log.error("starting %s failed: %s", run_id, error)
+            self.completion.follow(closing, decided.get(closing.ended.run))
+        return [claim for claim in found if claim is not None]
 
     def _snapshot(self, closings: list[Closing], monotonic: float, starting: bool) -> Snapshot:
         ended = tuple(closing.ended for closing in closings)

@@ -13,6 +13,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,7 +102,7 @@ def check_leftovers(workspace: Workspace, now: float) -> Iterator[Finding]:
                 if not held and now - path.lstat().st_mtime > LEFTOVER_SECONDS:
                     yield Finding(
                         "leftovers", "warning", f"{name} was left by a process that was killed",
-                        "removed", lambda path=path: OS.remove_tree(path),
+                        "removed", partial(OS.remove_tree, path),
                     )  # fmt: skip
 
 
@@ -120,7 +121,7 @@ def check_checkpoints(workspace: Workspace, deep: bool) -> Iterator[Finding]:
             yield Finding(
                 "checkpoints", "error", f"run {run_dir.id}: {error.found}",
                 "moved into quarantine; the run goes on from the one before",
-                lambda run_dir=run_dir: _recover(run_dir),
+                partial(_recover, run_dir),
             )  # fmt: skip
 
 
@@ -167,7 +168,7 @@ def check_permissions(workspace: Workspace) -> Iterator[Finding]:
                 name = path.relative_to(workspace.root.parent)
                 yield Finding(
                     "permissions", "warning", f"{name} has mode {found:o}: others may look into it",
-                    f"chmod {mode:o}", lambda path=path, mode=mode: path.chmod(mode),
+                    f"chmod {mode:o}", partial(path.chmod, mode),
                 )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ class Heartbeats:
                 return False
             kept = last.activity if last is not None and last.token == token else "load"
             self._signs[run] = Sign(token, activity or kept, now)
-            if now - self._written.get(run, float("-inf")) < WRITE_EVERY_SEC:
+            if now - self._written.setdefault(run, now) < WRITE_EVERY_SEC:
                 return False
             self._written[run] = now
             return True

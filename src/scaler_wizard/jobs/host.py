@@ -19,6 +19,7 @@ from typing import Any
 
 from scaler_wizard.errors import RunError, ScalerError, SpecError
 from scaler_wizard.jobs.service import Service
+from scaler_wizard.specs.continual import ContinualConfig
 from scaler_wizard.store.lock import HostLock
 from scaler_wizard.store.workspace import Workspace
 
@@ -123,9 +124,9 @@ def _refused(error: ScalerError) -> dict[str, Any]:
 
 
 @contextmanager
-def hosting(workspace: Workspace) -> Iterator[Host]:
+def hosting(workspace: Workspace, config: ContinualConfig | None = None) -> Iterator[Host]:
     """Own the workspace and serve its socket for as long as the block lasts."""
-    with HostLock.acquire(workspace.lock), Service(workspace) as service:
+    with HostLock.acquire(workspace.lock), Service(workspace, config) as service:
         host = Host(service, workspace.socket)
         host.start()
         try:

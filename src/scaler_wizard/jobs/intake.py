@@ -22,7 +22,7 @@ from scaler_wizard.jobs.inbox import Entry, Look, Noticed, Take
 from scaler_wizard.jobs.inbox_io import UnsettledError, copy_in, look_at
 from scaler_wizard.jobs.sidecar import is_lonely_sidecar, read_sidecar
 from scaler_wizard.specs.continual import ContinualConfig, ContinualJob, FileSection
-from scaler_wizard.store.durable import OS, is_disk_full
+from scaler_wizard.store.durable import OS, is_disk_full, sha256_file
 from scaler_wizard.store.queue import dedup_key
 from scaler_wizard.store.rundir import RunDir
 from scaler_wizard.store.workspace import Workspace
@@ -62,6 +62,22 @@ class Intake:
         self._known = set(call("inbox_known")["keys"])
         # Copies that a killed daemon left unfinished; their originals are still in the inbox.
         OS.remove_tree(self.staging)
+
+    def tidy(self) -> None:
+        """Remove copies that a killed daemon made and did not queue, where their content is queued by now.
+
+        Where it is not, the original may be gone: the copy stays, and the log says where it is.
+        """
+        known = set(self.call("inbox_known")["runs"])
+        for run_dir in self.workspace.run_dirs():
+            copies = sorted((run_dir.path / "input").glob("*"))
+            if run_dir.id in known or not copies:
+                continue
+            key = dedup_key(sha256_file(copies[0]), self.config().lineage.model_name)
+            if self.call("inbox_same", dedup_key=key)["run"] is not None:
+                OS.remove_tree(run_dir.path)
+            else:
+                log.warning("%s was copied and never queued; drop it again if it is needed", copies[0])
 
     def look(self) -> Look:
         """One look: refuse and take what is due; the decision that was carried out."""

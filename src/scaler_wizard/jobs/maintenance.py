@@ -111,6 +111,8 @@ class Maintenance:
                 is_locked = old != value
             saved = self._backup(connection, "unlock config" if is_locked else "config")
             after = config.change(self.workspace, key, value)
+        if key == config.SECRET:  # addresses hold passwords, and the flight log is for others to read
+            old = value = config.HIDDEN
         data = {"key": key, "from": old, "to": value, "backup": saved}
         self._note("config_unlocked" if is_locked else "config_changed", request, data)
         sign_again = after.contract is None or job_hash(after) != after.contract.job_hash

@@ -82,6 +82,7 @@ class EndedWorker:
     """Times the run was tried again after it had failed by its own word."""
     crashes: int = 0
     """Deaths without a word, this one too: those within the restart window, and all since its last commit."""
+    lineage: str | None = None
     rolled_back: bool = False
     """A person, or the breaker for them, chose a rollback: they decide what is next."""
 
@@ -142,7 +143,8 @@ class Decision:
 def decide(snapshot: Snapshot, now: float) -> Decision:
     """The decision for a snapshot at `now` (Unix seconds).
 
-    A run that has ended is settled first and starts, if it may, at the next look.
+    What has ended is settled, and what waited for its device may start in the same look; of its lineage only
+    when it completed, because whether it ended paused is known when it is written down.
     """
     settled = [settle(ended, snapshot.rules, now) for ended in snapshot.ended]
     kills = [
@@ -222,6 +224,7 @@ def _starts(snapshot: Snapshot, now: float) -> tuple[tuple[str, ...], tuple[tupl
     """(runs to start, why the others wait): by priority, then age; one worker a device and a lineage."""
     devices = {worker.device for worker in snapshot.workers} | snapshot.busy_devices
     active = {worker.lineage for worker in snapshot.workers if worker.lineage}
+    active |= {ended.lineage for ended in snapshot.ended if ended.lineage and ended.status != "completed"}
     start: list[str] = []
     waiting: list[tuple[str, str]] = []
     for run in sorted(snapshot.queued, key=lambda run: (-run.priority, run.created, run.id)):

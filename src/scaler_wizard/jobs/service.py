@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -28,6 +29,7 @@ from scaler_wizard.jobs.rollbacks import Rollbacks
 from scaler_wizard.jobs.schedule import Decision
 from scaler_wizard.jobs.workers import Workers
 from scaler_wizard.specs.continual import ContinualConfig
+from scaler_wizard.store.ballast import Ballast
 from scaler_wizard.store.database import Database
 from scaler_wizard.store.workspace import Workspace
 
@@ -53,9 +55,10 @@ class Service:
         self.dispatcher = Dispatcher(workspace, self.database, self.workers, completion)
         if config is not None:
             self.configure(config)
+        # On a full disk it is given up, so that what was asked can still be written down.
+        self._ballast = Ballast(workspace.root, config.disk.ballast_mb if config is not None else 0.0)
         self.overview = Overview(workspace, self.database, lambda: self.workers.attached)
-        upkeep = Maintenance(workspace, self.database).operations
-        self._without_run = WITHOUT_RUN | self.overview.operations.keys() | upkeep.keys()
+        self._without_run = WITHOUT_RUN
         self._reports = WorkerReports(self.database, self.heartbeats)
         self._operations: dict[str, Callable[[Answer], Answer]] = {
             "ping": lambda request: {"pid": os.getpid()},
@@ -65,9 +68,9 @@ class Service:
             **Queueing(workspace, self.database, self.dispatcher).operations,
             **Decisions(workspace, self.database, self.workers, rollbacks).operations,
             **rollbacks.operations,
-            **self.overview.operations,
-            **upkeep,
         }
+        self.add_operations(Maintenance(workspace, self.database).operations)
+        self.add_operations(self.overview.operations)
 
     def __enter__(self) -> Service:
         return self
@@ -99,8 +102,8 @@ class Service:
         if op not in self._without_run and not isinstance(request.get("run"), str):
             raise SpecError(f"a request {op} without a run", "the field run: a run's id")
         if op in self._reports.operations:
-            return self._reports.handle(op, request)
-        return self._operations[op](request)
+            return self._ballast.guard(partial(self._reports.handle, op, request))
+        return self._ballast.guard(partial(self._operations[op], request))
 
     def reap(self) -> Decision:
         """Look after the workers: close what has ended, end what hangs. Called often by every host."""

@@ -22,13 +22,20 @@ from scaler_wizard.jobs.force import ForcedEnd
 from scaler_wizard.jobs.heartbeats import Heartbeats
 from scaler_wizard.jobs.memory import MemoryBound, bind_memory, memory_kills
 from scaler_wizard.jobs.process import read_ending, start_worker
-from scaler_wizard.jobs.schedule import EndedWorker, LiveWorker, Rules, count_crashes, settle
+from scaler_wizard.jobs.schedule import (
+    RETRY_DELAY_SEC,
+    EndedWorker,
+    LiveWorker,
+    Rules,
+    count_crashes,
+    settle,
+)
 from scaler_wizard.jobs.sweep import Process, find_processes, is_alive, kill_all
 from scaler_wizard.jobs.watchdog import Kill
 from scaler_wizard.planning.plan import MEMORY_FRACTION
-from scaler_wizard.store import attempts, commands, queries
-from scaler_wizard.store.database import Database
-from scaler_wizard.store.lock import DeviceLock, boot_id, is_locked
+from scaler_wizard.store import attempts, commands, queries, queue
+from scaler_wizard.store.database import Database, transaction
+from scaler_wizard.store.lock import DeviceLock, RunLock, boot_id, is_locked
 from scaler_wizard.store.records import Host, Run
 from scaler_wizard.store.rundir import RunDir
 from scaler_wizard.store.states import ACTIVE, RunStatus
@@ -62,6 +69,15 @@ class Worker:
     looked_at: float = float("-inf")
 
 
+@dataclass(frozen=True)
+class Claim:
+    """A run that is taken for a worker that is not started yet."""
+
+    run: Run
+    token: int
+    device: str
+
+
 class Workers:
     """All workers of one host."""
 
@@ -91,41 +107,63 @@ class Workers:
                 self.settle_dead(run)
                 if queries.get_run(connection, run.id).status != RunStatus.QUEUED:
                     queries.set_status(connection, run.id, RunStatus.QUEUED, time.time())
-            # What was asked of an earlier worker that ended before it heard is not meant for this one.
-            commands.forget_commands(connection, run.id, time.time())
-            return self._launch(run, run_dir)
+            return self.launch(self.claim(run.id))
 
-    def _launch(self, run: Run, run_dir: RunDir) -> Answer:
+    def claim(self, run_id: str) -> Claim:
+        """Take a queued run for a worker of this host, in the database; `launch` follows.
+
+        Raises:
+            WorkspaceBusyError: its device, or its run directory, is in use.
+            WrongStateError: it is not queued any more.
+        """
+        run_dir = self.workspace.run_dir(run_id)
         device = device_of(run_dir)
-        lock = self.workspace.device_lock(device)
-        if is_locked(lock):
-            DeviceLock.acquire(lock).release()  # says who has it
-        self._sweep(run.id)
-        with self.database.session() as connection:
-            lineage.note_parent(connection, self.workspace, run, run_dir)
-            host = Host(socket.gethostname()[:255], os.getpid(), boot_id())
-            attempt = attempts.start_attempt(connection, run.id, host, time.time())
-            offline = run.job.get("dataset", {}).get("source") != "huggingface_hub"
-            try:
-                process = start_worker(
-                    run_dir, attempt.number, self.workspace.root, self.workspace.socket, lock, offline=offline
-                )
-            except (OSError, ScalerError) as error:
+        for lock in (RunLock, DeviceLock):
+            path = run_dir.lock if lock is RunLock else self.workspace.device_lock(device)
+            if is_locked(path):
+                lock.acquire(path).release()  # says who has it
+        host = Host(socket.gethostname()[:255], os.getpid(), boot_id())
+        with self.database.session() as connection, transaction(connection):
+            # What was asked of an earlier worker that ended before it heard is not meant for this one.
+            commands.forget_commands(connection, run_dir.id, time.time())
+            attempt = attempts.start_attempt(connection, run_dir.id, host, time.time())
+            return Claim(queries.get_run(connection, run_dir.id), attempt.number, device)
+
+    def launch(self, claim: Claim) -> Answer:
+        """Start the worker of a committed claim; what cannot be started goes back into the queue.
+
+        Raises:
+            WorkspaceBusyError: somebody took the device's or the run's lock in between.
+        """
+        run = claim.run
+        run_dir = self.workspace.run_dir(run.id)
+        offline = run.job.get("dataset", {}).get("source") != "huggingface_hub"
+        try:
+            self._sweep(run.id)
+            with self.database.session() as connection:
+                lineage.note_parent(connection, self.workspace, run, run_dir)
+            process = start_worker(
+                run_dir, claim.token, self.workspace.root, self.workspace.socket,
+                self.workspace.device_lock(claim.device), offline=offline,
+            )  # fmt: skip
+        except (OSError, ScalerError) as error:
+            with self.database.session() as connection, transaction(connection):
                 attempts.end_attempt(
-                    connection, run.id, attempt.number, "not_started", RunStatus.QUEUED, time.time(),
-                    error=str(error),
-                )  # fmt: skip
-                raise
-            attempts.record_worker(connection, run.id, attempt.number, process.pid)
-        worker = Worker(run.id, attempt.number, device, run.lineage, process)
+                    connection, run.id, claim.token, "not_started", RunStatus.QUEUED, time.time()
+                )
+                queue.requeue(
+                    connection, run.id, time.time(), why=str(error), not_before=time.time() + RETRY_DELAY_SEC
+                )
+            raise
+        worker = Worker(run.id, claim.token, claim.device, run.lineage, process)
         worker.kills_before = memory_kills()
         limit = memory_limit_of(run_dir)
         if limit is not None:
             worker.memory_limit = limit
             worker.bound = bind_memory(process.pid, run.id, limit)
-        self.heartbeats.note(run.id, attempt.number, time.monotonic(), "load")
+        self.heartbeats.note(run.id, claim.token, time.monotonic(), "load")
         self.attached[run.id] = worker
-        return {"attempt": attempt.number, "adopted": False, "run": run.id}
+        return {"attempt": claim.token, "adopted": False, "run": run.id}
 
     def adopt(self, run: Run) -> Answer:
         """A worker that outlived its host goes on under this one: it reconnects by itself."""
@@ -151,10 +189,14 @@ class Workers:
         with self.database.session() as connection:
             left = [run for run in queries.list_runs(connection, ACTIVE) if run.id not in self.attached]
         for run in left:
-            if is_locked(self.workspace.runs / run.id / "run.lock"):
-                self.adopt(run)
-            else:
-                self.settle_dead(run)
+            try:
+                if is_locked(self.workspace.runs / run.id / "run.lock"):
+                    self.adopt(run)
+                else:
+                    self.settle_dead(run)
+            except ScalerError as error:
+                # Its directory is gone or damaged: the others are looked after all the same.
+                log.error("run %s, left by an earlier host: %s", run.id, error)
         return [run.id for run in left]
 
     def live(self, now: float) -> Iterator[LiveWorker]:
@@ -260,7 +302,7 @@ class Workers:
         crashes = count_crashes(earlier[1:], boot_id(), time.monotonic(), self.rules.restart_window_sec)
         ended = EndedWorker(
             run.id, ending.status, ending.clean, ending.cause, ending.reason, ending.advice, run.retries,
-            crashes + (newest.boot_id == boot_id()), ending.rollback_to is not None,
+            crashes + (newest.boot_id == boot_id()), run.lineage, ending.rollback_to is not None,
         )  # fmt: skip
         return Closing(newest, ending, ended)
 

@@ -16,7 +16,9 @@ import numpy as np
 
 from scaler_wizard.data.formats import Conversation
 from scaler_wizard.data.lesson import Lesson, Replay, read_lesson, read_replay
+from scaler_wizard.data.profiles import find_profile
 from scaler_wizard.data.token_rows import TokenRow
+from scaler_wizard.evals.profiled import dress_of, in_profile
 from scaler_wizard.evals.row_loss import row_losses
 from scaler_wizard.evals.tasks import TaskRow, row_from_conversation
 from scaler_wizard.evals.validation import (
@@ -78,27 +80,29 @@ def read_material(
         DataError: nothing to learn from, or a validation file without questions.
     """
     seed, most = job.training.seed, job.validation.rows
+    profile = find_profile(job.data.profile)
+    dress = dress_of(profile, seed)
     report = context.progress("rows read")
     lesson = read_lesson(
         job.dataset, session.tokenizer, context=row_limit, seed=seed, questions=most,
-        on_rows=lambda count: report(count, count),
+        dress=dress, on_rows=lambda count: report(count, count),
     )  # fmt: skip
     replay = read_replay(
         parent.replay, job.dataset, session.tokenizer, context=row_limit, seed=seed, draw=job.file.sha256,
-        max_rows=job.replay.max_rows if job.replay.fraction else 0, questions=most,
+        max_rows=job.replay.max_rows if job.replay.fraction else 0, questions=most, dress=dress,
     )  # fmt: skip
+
+    def checkable(conversations: Sequence[Conversation], name: str) -> tuple[TaskRow, ...]:
+        found = (row_from_conversation(conversation, name) for conversation in conversations)
+        return tuple(in_profile(row, profile, seed) for row in found if row is not None)
+
     return Material(
         lesson,
         replay,
-        validation_set(job.validation, seed, job.data.system_prompt),
-        _checkable(lesson.questions, "this file"),
-        _checkable(replay.questions, "earlier files"),
+        validation_set(job.validation, seed, job.data.system_prompt, profile),
+        checkable(lesson.questions, "this file"),
+        checkable(replay.questions, "earlier files"),
     )
-
-
-def _checkable(conversations: Sequence[Conversation], name: str) -> tuple[TaskRow, ...]:
-    found = (row_from_conversation(conversation, name) for conversation in conversations)
-    return tuple(row for row in found if row is not None)
 
 
 def measure_model(

@@ -165,6 +165,7 @@ class PhaseContext:
         self.settle()
         if self._resume_point is None:
             return
+        self.link.request("activity", activity="save")
         step, capture = self._resume_point
         self.step_checkpoints.begin(self.phase, step, capture)
         self.settle()

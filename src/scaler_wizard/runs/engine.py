@@ -117,6 +117,7 @@ class Engine:
                     target = decision.target_phase or self._last_phase(back=2)
                     raise InterruptedPhase(decision.action, decision.reason, target)
             done[phase.name] = self._run_phase(phase, context)
+        self.link.request("activity", activity="save")
         result = self.recipe.finish(self._context(list(done)[-1]), done)
         result["seconds"] = round(time.time() - self.run_dir.created(), 1)
         self.run_dir.write_result(result)
@@ -145,6 +146,7 @@ class Engine:
         metrics = phase.body(context)
         seconds = time.monotonic() - started
         context.settle()
+        self.link.request("activity", activity="save")
         with self.store.stage(phase.name) as staging:
             try:
                 self.recipe.save(staging.path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from scaler_wizard.errors import WrongStateError
 from scaler_wizard.store.database import transaction
@@ -12,6 +12,9 @@ from scaler_wizard.store.records import Attempt, Host, Run
 from scaler_wizard.store.rows import attempt_row, check_token, end_open_attempts, move, run_row
 from scaler_wizard.store.states import RunStatus
 from scaler_wizard.store.tables import ATTEMPTS
+
+_HIGHEST = select(func.coalesce(func.max(ATTEMPTS.c.number), 0)).where(ATTEMPTS.c.run_id == bindparam("run"))
+_NEXT = insert(ATTEMPTS).values(number=_HIGHEST.scalar_subquery() + 1).returning(ATTEMPTS)
 
 
 def start_attempt(connection: Connection, run_id: str, host: Host, now: float) -> Attempt:
@@ -21,18 +24,19 @@ def start_attempt(connection: Connection, run_id: str, host: Host, now: float) -
         WrongStateError: the run is not queued (somebody was faster).
     """
     with transaction(connection):
-        run = run_row(connection, run_id, for_update=True)
-        if run.status != RunStatus.QUEUED:
-            raise WrongStateError(f"run {run_id} is {run.status}", "a queued run", "resume it first")
-        end_open_attempts(connection, run_id, now, "superseded")
-        highest = select(func.coalesce(func.max(ATTEMPTS.c.number), 0)).where(ATTEMPTS.c.run_id == run_id)
-        number = int(connection.execute(highest).scalar_one()) + 1
-        connection.execute(
-            insert(ATTEMPTS).values(run_id=run_id, number=number, boot_id=host.boot_id, started=now)
-        )
-        owner = {"host": host.name, "host_pid": host.pid, "host_boot_id": host.boot_id}
-        move(connection, run_id, RunStatus.INITIALIZING, now, **owner)
-        return attempt_row(connection, run_id, number)
+        return claim(connection, run_row(connection, run_id, for_update=True), host, now)
+
+
+def claim(connection: Connection, run: Run, host: Host, now: float) -> Attempt:
+    """`start_attempt` of a run that was just read in the caller's transaction."""
+    if run.status != RunStatus.QUEUED:
+        raise WrongStateError(f"run {run.id} is {run.status}", "a queued run", "resume it first")
+    end_open_attempts(connection, run.id, now, "superseded")
+    values = {"run_id": run.id, "boot_id": host.boot_id, "started": now, "run": run.id}
+    attempt = Attempt(**connection.execute(_NEXT, values).mappings().one())
+    owner = {"host": host.name, "host_pid": host.pid, "host_boot_id": host.boot_id}
+    move(connection, run, RunStatus.INITIALIZING, now, **owner)
+    return attempt
 
 
 def record_worker(connection: Connection, run_id: str, token: int, pid: int) -> Attempt:
@@ -72,8 +76,8 @@ def end_attempt(
     with transaction(connection):
         check_token(connection, run_id, token)
         end_open_attempts(connection, run_id, now, outcome, monotonic)
-        move(connection, run_id, status, now, error=error, advice=advice)
-        return run_row(connection, run_id)
+        run = run_row(connection, run_id, for_update=True)
+        return move(connection, run, status, now, error=error, advice=advice)
 
 
 def latest_attempt(connection: Connection, run_id: str) -> Attempt | None:

@@ -48,6 +48,7 @@ STATE = "state.db"
 ROWS = "rows.jsonl"
 DAILY = "daily"
 """Why of the snapshot that housekeeping makes once a day."""
+_REPLACED = "what was there before a restore, as it was"
 _STAGING = ".staging-"
 _TWO_DAYS = 2 * 86_400.0
 _MAX_MANIFEST_BYTES = 1 << 20
@@ -138,20 +139,24 @@ def list_backups(workspace: Workspace) -> list[Backup]:
 
 
 def find(workspace: Workspace, name: str) -> Backup:
-    """A backup by its name, or the newest one for "latest".
+    """A backup by its name, or for "latest" the newest that was made of a state known to be whole.
 
     Raises:
         WorkspaceError: there is none of that name.
     """
-    known = list_backups(workspace)
-    if name == "latest" and known:
-        return known[0]
+    if name == "latest" and (newest := latest(workspace)) is not None:
+        return newest
     path = backups_folder(workspace) / safe_name(name, "backup name")
     if path.is_dir():
         return read(path)
     raise WorkspaceError(
         f'there is no backup "{name}"', "a backup of this workspace", "list them with `scaler backup list`"
     )
+
+
+def latest(workspace: Workspace) -> Backup | None:
+    """The newest backup, what a restore set aside (perhaps damaged) left out; None when there is none."""
+    return next((item for item in list_backups(workspace) if item.why != _REPLACED), None)
 
 
 def read(path: Path) -> Backup:
@@ -283,7 +288,7 @@ def _set_aside(workspace: Workspace, now: float, fs: FileSystem) -> Path:
         for path in (workspace.database, *_logs(workspace), config_path(workspace)):
             if path.is_file():
                 shutil.copyfile(path, staging / path.name, follow_symlinks=False)
-        body = {"created": now, "why": "what was there before a restore, as it was", "counts": {}}
+        body = {"created": now, "why": _REPLACED, "counts": {}}
         files = {name: asdict(file) for name, file in hash_files(staging).items()}
         fs.write(staging / MANIFEST, json_text(sealed({**body, "files": files})).encode())
         fsync_tree(staging, fs=fs)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, RowMapping, insert, select, update
+from sqlalchemy import Connection, RowMapping, bindparam, insert, select, update
 
 from scaler_wizard.store.database import transaction
 from scaler_wizard.store.records import CommandRow
 from scaler_wizard.store.rows import log, run_row
 from scaler_wizard.store.states import Command, check_command
 from scaler_wizard.store.tables import COMMANDS
+
+_PENDING = select(COMMANDS).where(COMMANDS.c.consumed.is_(None)).order_by(COMMANDS.c.id)
+# Asked at every step of a worker: built once.
+_PENDING_OF = _PENDING.where(COMMANDS.c.run_id == bindparam("run"))
 
 
 def add_command(
@@ -44,11 +48,9 @@ def add_command(
 
 def pending_commands(connection: Connection, run_id: str | None = None) -> tuple[CommandRow, ...]:
     """Commands nobody acted on yet, oldest first."""
-    query = select(COMMANDS).where(COMMANDS.c.consumed.is_(None)).order_by(COMMANDS.c.id)
-    if run_id is not None:
-        query = query.where(COMMANDS.c.run_id == run_id)
     with transaction(connection):
-        return tuple(_to_command(row) for row in connection.execute(query).mappings())
+        query, values = (_PENDING, {}) if run_id is None else (_PENDING_OF, {"run": run_id})
+        return tuple(_to_command(row) for row in connection.execute(query, values).mappings())
 
 
 def consume_command(connection: Connection, command_id: int, now: float) -> bool:

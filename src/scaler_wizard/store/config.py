@@ -25,6 +25,8 @@ HEAD = """\
 # `scaler config get` shows all of them, `scaler config set KEY VALUE` changes one.
 # After a change of a learning section, sign again: `scaler daemon sign`.
 """
+SECRET = "notify.urls"  # noqa: S105 (a key's name: its values are never shown)
+HIDDEN = "(not shown)"
 
 
 @dataclass(frozen=True)
@@ -137,9 +139,10 @@ def differences(
 
 
 def locked_changes(last_job: Mapping[str, Any], config: ContinualConfig) -> list[Difference]:
-    """Locked keys in which a config differs from the job of the lineage's last run. Pure."""
+    """Locked keys in which a config differs from the last run's job; one it did not have yet is no change."""
+    had = flatten(last_job)
     found = differences(last_job, config.model_dump(mode="json", by_alias=True), LEARNING_SECTIONS)
-    return [item for item in found if item.key in LOCKED]
+    return [item for item in found if item.key in LOCKED and item.key in had]
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

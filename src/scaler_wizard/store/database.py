@@ -140,6 +140,9 @@ def _engine(where: Path | str, lock_timeout: float) -> Engine:
                 f"the database {_shown(where)} needs a driver that is not installed ({error.name})",
                 "the PostgreSQL driver", "pip install 'scaler-wizard[postgres]'",
             ) from error  # fmt: skip
+    # SQLite would make the file by the umask, for others to read; a folder that is missing it tells itself.
+    with contextlib.suppress(OSError):
+        Path(where).touch(mode=0o600)
     engine = create_engine(
         f"sqlite:///{where}",
         poolclass=StaticPool,

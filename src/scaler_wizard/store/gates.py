@@ -7,7 +7,7 @@ from sqlalchemy import Connection, insert, select, update
 from scaler_wizard.errors import RunNotFoundError, WrongStateError
 from scaler_wizard.store.database import transaction
 from scaler_wizard.store.records import Gate, GateAction
-from scaler_wizard.store.rows import check_token, log, move
+from scaler_wizard.store.rows import check_token, log, move, run_row
 from scaler_wizard.store.states import RunStatus
 from scaler_wizard.store.tables import GATES
 
@@ -22,7 +22,7 @@ def open_gate(
     """
     with transaction(connection):
         check_token(connection, run_id, token)
-        move(connection, run_id, RunStatus.WAITING, now)
+        move(connection, run_row(connection, run_id, True), RunStatus.WAITING, now)
         same = (GATES.c.run_id == run_id) & (GATES.c.gate == gate) & GATES.c.answered.is_(None)
         row = connection.execute(select(GATES).where(same)).mappings().first()
         if row is not None:

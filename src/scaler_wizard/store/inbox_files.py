@@ -13,12 +13,9 @@ from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from scaler_wizard.store.database import transaction
-from scaler_wizard.store.states import RunStatus
 from scaler_wizard.store.tables import INBOX_FILES, RUNS
 
 Sighted = Literal["queued", "failed", "duplicate", "refused"]
-# Content of these runs may be dropped again: nothing of it was learned.
-_LEFT = (RunStatus.FAILED, RunStatus.STOPPED)
 
 
 @dataclass(frozen=True)
@@ -55,17 +52,15 @@ def known_keys(connection: Connection) -> list[str]:
         return list(connection.execute(select(INBOX_FILES.c.key)).scalars())
 
 
+def queued_runs(connection: Connection) -> list[str]:
+    """The id of every run that was ever queued."""
+    with transaction(connection):
+        return list(connection.execute(select(RUNS.c.id)).scalars())
+
+
 def recent(connection: Connection, since: float, limit: int = 50) -> tuple[InboxFile, ...]:
     """What was seen after `since` (Unix time), newest first."""
     query = select(INBOX_FILES).where(INBOX_FILES.c.seen >= since)
     with transaction(connection):
         rows = connection.execute(query.order_by(INBOX_FILES.c.seen.desc()).limit(limit)).mappings()
         return tuple(InboxFile(**row) for row in rows)
-
-
-def run_with_content(connection: Connection, dedup_key: str) -> str | None:
-    """The run that has learned, learns or will learn the same content for the same lineage; None if none."""
-    same = (RUNS.c.dedup_key == dedup_key) & RUNS.c.status.not_in(_LEFT)
-    query = select(RUNS.c.id).where(same).order_by(RUNS.c.created, RUNS.c.id).limit(1)
-    with transaction(connection):
-        return connection.execute(query).scalar_one_or_none()

@@ -79,8 +79,7 @@ def set_status(
     with transaction(connection):
         if token is not None:
             check_token(connection, run_id, token)
-        move(connection, run_id, status, now, error=error, advice=advice)
-        return run_row(connection, run_id)
+        return move(connection, run_row(connection, run_id, True), status, now, error=error, advice=advice)
 
 
 def log_event(connection: Connection, run_id: str, now: float, kind: str, data: Mapping[str, Any]) -> None:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 
-from sqlalchemy import Connection, Select, select, update
-from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy import Connection, bindparam, func, select, update
 
 from scaler_wizard.errors import WrongStateError
-from scaler_wizard.store.attempts import start_attempt
+from scaler_wizard.store.attempts import claim
 from scaler_wizard.store.database import transaction
 from scaler_wizard.store.queries import create_run
 from scaler_wizard.store.records import Attempt, Host, NewRun, Run
@@ -22,6 +21,24 @@ from scaler_wizard.store.tables import RUNS
 
 PRIORITIES = {"high": 10, "normal": 0, "low": -10}
 DAY_SEC = 86_400.0
+LEFT = (RunStatus.FAILED, RunStatus.STOPPED, RunStatus.SKIPPED)
+
+_QUEUED = (
+    select(RUNS)
+    .where(RUNS.c.status == RunStatus.QUEUED)
+    .order_by(RUNS.c.priority.desc(), RUNS.c.created, RUNS.c.id)
+)
+_DUE = (RUNS.c.status == RunStatus.QUEUED) & (RUNS.c.not_before <= bindparam("now"))
+_HIGHEST = select(func.max(RUNS.c.priority)).where(_DUE).scalar_subquery()
+# The highest priority first, then the oldest of it: both read the index from one end, whereas "by priority
+# downward, then age upward" sorts the whole queue for each claim.
+_FIRST = (
+    select(RUNS)
+    .where(_DUE, RUNS.c.priority == _HIGHEST)
+    .order_by(RUNS.c.created, RUNS.c.id)
+    .limit(1)
+    .with_for_update(skip_locked=True)
+)
 
 
 def priority_word(priority: int) -> str:
@@ -49,8 +66,12 @@ def enqueue(connection: Connection, new: NewRun, now: float) -> tuple[Run, bool]
 
 
 def find_same(connection: Connection, dedup_key: str) -> Run | None:
-    """The first run of that `dedup_key`, in whatever state."""
-    query = select(RUNS).where(RUNS.c.dedup_key == dedup_key).order_by(RUNS.c.created, RUNS.c.id).limit(1)
+    """The first run of that `dedup_key` that has learned it or still may.
+
+    What failed, was stopped or was skipped may be dropped again: a person who does so wants it tried.
+    """
+    same = (RUNS.c.dedup_key == dedup_key) & RUNS.c.status.not_in(LEFT)
+    query = select(RUNS).where(same).order_by(RUNS.c.created, RUNS.c.id).limit(1)
     with transaction(connection):
         row = connection.execute(query).mappings().first()
         return to_run(row) if row else None
@@ -59,7 +80,7 @@ def find_same(connection: Connection, dedup_key: str) -> Run | None:
 def queued(connection: Connection, limit: int = 1000) -> tuple[Run, ...]:
     """The queue in the order in which it would start, also what is to wait longer (`not_before`)."""
     with transaction(connection):
-        rows = connection.execute(_in_order(RUNS.c.status == RunStatus.QUEUED).limit(limit)).mappings()
+        rows = connection.execute(_QUEUED.limit(limit)).mappings()
         return tuple(to_run(row) for row in rows)
 
 
@@ -69,18 +90,15 @@ def next_queued(connection: Connection, now: float) -> Run | None:
     On PostgreSQL a row that somebody else is claiming is passed over, and this one is held until the
     transaction's end (SKIP LOCKED); SQLite has one writer at a time.
     """
-    due = (RUNS.c.status == RunStatus.QUEUED) & (RUNS.c.not_before <= now)
     with transaction(connection):
-        query = _in_order(due).limit(1).with_for_update(skip_locked=True)
-        row = connection.execute(query).mappings().first()
-        return to_run(row) if row else None
+        return _next(connection, now)
 
 
 def claim_next(connection: Connection, host: Host, now: float) -> Attempt | None:
     """Claim the next queued run for a worker, in one transaction; None when nothing is due."""
     with transaction(connection):
-        run = next_queued(connection, now)
-        return start_attempt(connection, run.id, host, now) if run else None
+        run = _next(connection, now)
+        return claim(connection, run, host, now) if run else None
 
 
 def set_priority(connection: Connection, run_id: str, priority: int, now: float) -> Run:
@@ -125,12 +143,12 @@ def requeue(
     changes |= {} if priority is None else {"priority": priority}
     changes |= {} if retries is None else {"retries": retries}
     with transaction(connection):
-        move(connection, run_id, RunStatus.QUEUED, now, **changes)
+        moved = move(connection, run_row(connection, run_id, True), RunStatus.QUEUED, now, **changes)
         log(
             connection, run_id, now, "requeued",
             {"why": why, "not_before": not_before, "priority": priority, "retries": retries},
         )  # fmt: skip
-        return run_row(connection, run_id)
+        return moved
 
 
 def skip(connection: Connection, run_id: str, now: float, reason: str, by: str = "a person") -> Run:
@@ -140,9 +158,10 @@ def skip(connection: Connection, run_id: str, now: float, reason: str, by: str =
         WrongStateError: its state does not allow it.
     """
     with transaction(connection):
-        move(connection, run_id, RunStatus.SKIPPED, now, error=reason or None, advice=None)
+        run = run_row(connection, run_id, True)
+        moved = move(connection, run, RunStatus.SKIPPED, now, error=reason or None, advice=None)
         log(connection, run_id, now, "skipped", {"by": by, "reason": reason})
-        return run_row(connection, run_id)
+        return moved
 
 
 def clear(connection: Connection, now: float, reason: str, by: str = "a person") -> tuple[Run, ...]:
@@ -159,5 +178,6 @@ def recently(connection: Connection, status: RunStatus, now: float, days: float 
         return tuple(to_run(row) for row in rows)
 
 
-def _in_order(condition: ColumnElement[bool]) -> Select[tuple[object, ...]]:
-    return select(RUNS).where(condition).order_by(RUNS.c.priority.desc(), RUNS.c.created, RUNS.c.id)
+def _next(connection: Connection, now: float) -> Run | None:
+    row = connection.execute(_FIRST, {"now": now}).mappings().first()
+    return to_run(row) if row else None

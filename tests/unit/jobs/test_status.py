@@ -173,7 +173,7 @@ def test_the_picture_can_be_drawn() -> None:
     console.print(render(answer))
     text = console.export_text()
     for part in (
-        "daemon running, process 17, up 1 min", "1 queued", "1. b", "high", "try 2", "in 5 min",
+        "daemon running, process 17, up 1 min", "1 queued", "1.  b", "high", "try 2", "in 5 min",
         "a ([x].jsonl): running [P1]", "5/100", "20 s left", "gap +8.000 overfit", "right: [red]2+2 -> 4",
         "v003", "learned [bold]a[/]", "! c failed: [/]broken",
     ):  # fmt: skip

@@ -19,8 +19,8 @@ NEW = NewRun("grow-0001", "uuid-1", "grow", "grow", {"name": "grow", "bad": floa
 
 
 @pytest.fixture
-def connection(tmp_path):
-    with Database.open(tmp_path / "state.db") as database, database.session() as connection:
+def connection(database_address):
+    with Database.open(database_address) as database, database.session() as connection:
         yield connection
 
 

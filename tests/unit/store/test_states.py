@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import pytest
 
 from scaler_wizard.errors import WrongStateError
@@ -28,8 +31,19 @@ def test_every_pair_is_allowed_or_refused_as_the_table_says():
                     check_transition("r", current, new)
 
 
+def test_the_document_shows_the_same_table():
+    text = (Path(__file__).parents[3] / "docs" / "states.md").read_text()
+    rows = re.findall(r"^\| (\w+) \| [^|]+ \| ([^|]*) \| ([^|]*) \|$", text, re.MULTILINE)
+    shown = {row[0]: row[1:] for row in rows if row[0] != "state"}
+    assert set(shown) == set(RunStatus)
+    words = {Command.STOP: "abort", Command.ABORT: "abort"}
+    for state, (following, commands) in shown.items():
+        assert set(following.split(", ")) == TRANSITIONS[RunStatus(state)], state
+        assert set(commands.split(", ")) == {words.get(c, c) for c in COMMANDS[RunStatus(state)]}, state
+
+
 def test_refusal_says_what_is_possible():
-    with pytest.raises(WrongStateError, match="possible now: resume, stop, rollback"):
+    with pytest.raises(WrongStateError, match="possible now: resume, stop, rollback, skip"):
         check_command("r", RunStatus.PAUSED, Command.APPROVE)
     check_command("r", RunStatus.WAITING, Command.APPROVE)
     check_command("r", RunStatus.STOPPING, Command.STOP)
