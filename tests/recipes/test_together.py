@@ -50,8 +50,9 @@ def torchrun(job: Path, out: Path, *options: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("strategy", "parallel"),
-    [("lora", "replicated"), pytest.param("full", "sharded", marks=pytest.mark.slow)],
+    [("lora", "replicated"), ("full", "sharded")],
 )
+@pytest.mark.slow
 def test_two_processes_train_as_one(
     harness: ModuleType, tmp_path: Path, strategy: str, parallel: str
 ) -> None:
