@@ -43,9 +43,10 @@ def check_file(
     )
     fatal = [problem for problem in report.problems if KINDS[problem.kind].severity == "fatal"]
     if fatal or not report.accepted:
-        why = "; ".join(f"{KINDS[one.kind].words}: {one.example}" for one in report.problems[:3])
+        found = [f"{KINDS[one.kind].words}: {one.example}".removesuffix(": ") for one in report.problems]
+        why = "; ".join(found[:3]) or "it holds no row"
         raise EmptyDataError(
-            f"{path.name} cannot be learned from ({why or 'it holds no row'})", "at least one row that can be learned from",
+            f"{path.name} cannot be learned from ({why})", "at least one row that can be learned from",
             "mend the file and drop it again"
             + (f"; what is wrong with each line stands in {quarantine}" if report.quarantine else ""),
         )  # fmt: skip
