@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from scaler_wizard.errors import DataError, ModelError, ScalerError, WorkerDiedError
-from scaler_wizard.jobs.process import ENVIRONMENT, LOG_TAIL_BYTES, classify_death
+from scaler_wizard.jobs.crash import Death, classify
+from scaler_wizard.jobs.process import ENVIRONMENT, LOG_TAIL_BYTES
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 # What the process refuses arrives as three texts and an exit code, which names the family.
@@ -45,5 +46,5 @@ def measure_data_value(
     if isinstance(answer, dict) and "found" in answer:
         family = _FAMILIES.get(done.returncode, WorkerDiedError)
         raise family(answer["found"], answer["expected"], answer["todo"])
-    reason, _ = classify_death(done.returncode, done.stderr[-LOG_TAIL_BYTES:].decode("utf-8", "replace"))
-    raise WorkerDiedError(reason, "a measurement", "set --sample lower, or see the message")
+    said = done.stderr[-LOG_TAIL_BYTES:].decode("utf-8", "replace")
+    raise WorkerDiedError(classify(Death(done.returncode, said)).reason, "a measurement", "set --sample lower, or see the message")
