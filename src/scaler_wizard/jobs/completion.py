@@ -129,7 +129,7 @@ class Completion:
             )
         status = ENDED[ending.status]
         wish = self._wish(connection, run_dir.id)
-        if wish is not None and (not ending.clean or status == RunStatus.STOPPED):
+        if wish is not None and (not ending.clean or status in (RunStatus.STOPPED, RunStatus.FAILED)):
             status, decided = wish, None
         elif isinstance(decided, Requeue):
             status = RunStatus.QUEUED

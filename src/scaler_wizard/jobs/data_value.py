@@ -47,4 +47,8 @@ def measure_data_value(
         family = _FAMILIES.get(done.returncode, WorkerDiedError)
         raise family(answer["found"], answer["expected"], answer["todo"])
     said = done.stderr[-LOG_TAIL_BYTES:].decode("utf-8", "replace")
-    raise WorkerDiedError(classify(Death(done.returncode, said)).reason, "a measurement", "set --sample lower, or see the message")
+    raise WorkerDiedError(
+        classify(Death(done.returncode, said)).reason,
+        "a measurement",
+        "set --sample lower, or see the message",
+    )

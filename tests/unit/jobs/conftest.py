@@ -24,7 +24,7 @@ from scaler_wizard.store.checkpoints import CheckpointStore
 from scaler_wizard.store.lock import boot_id
 from scaler_wizard.store.records import Host
 from scaler_wizard.store.rundir import RunDir
-from scaler_wizard.store.workspace import Workspace
+from scaler_wizard.store.workspace import DATABASE_VARIABLE, Workspace
 
 
 @pytest.fixture(scope="session")
@@ -60,8 +60,14 @@ def workspace() -> Iterator[Workspace]:
         yield Workspace.create(Path(folder))
 
 
-@pytest.fixture
-def service(workspace: Workspace) -> Iterator[Service]:
+@pytest.fixture(params=["sqlite", "postgresql"])
+def service(
+    workspace: Workspace, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Service]:
+    """The same operations on both databases."""
+    if request.param == "postgresql":
+        create: Callable[[], str] = request.getfixturevalue("new_postgres_database")
+        monkeypatch.setenv(DATABASE_VARIABLE, create())
     with Service(workspace) as service:
         yield service
 
