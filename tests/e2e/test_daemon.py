@@ -40,7 +40,7 @@ class Place:
         self.inbox = root / "inbox"
 
     def scaler(self, *arguments: str, code: int = 0) -> str:
-        """What a command prints; it must end with `code`."""
+        """What a command prints (of a refusal: what it says); it must end with `code`."""
         environment = {
             **os.environ, "PYTHONPATH": str(SOURCE), "SCALER_WORKSPACE": str(self.root), "COLUMNS": "200",
             "OMP_NUM_THREADS": "1",
@@ -50,7 +50,7 @@ class Place:
             env=environment, check=False, timeout=PATIENCE_SEC,
         )  # fmt: skip
         assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        return done.stderr if code else done.stdout
 
     def status(self) -> dict[str, Any]:
         """`scaler status --json`."""
@@ -74,7 +74,8 @@ class Place:
                 return found
             time.sleep(0.1)
         log = (self.root / "logs" / "daemon.log").read_text()
-        raise AssertionError(f"waited for {what}; the daemon said:\n{log[-4000:]}")
+        alerts = self.status()["alerts"]
+        raise AssertionError(f"waited for {what}; {alerts}; the daemon said:\n{log[-4000:]}")
 
     def seen(self) -> dict[str, str]:
         """Name in the inbox -> what became of it, from the view in the workspace."""
