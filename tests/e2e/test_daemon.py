@@ -26,7 +26,7 @@ CONFIG: dict[str, Any] = {
     "model": {"base_model": "seedling", "runtime": "cpu"},
     "lineage": {"lora": {"rank": 4, "alpha": 8}},
     "training": {"max_steps": 12, "epochs": None, "batch_tokens": 256, "micro_batch_tokens": 256},
-    "validation": {"rows": 8, "tasks": ["arithmetic"]},
+    "validation": {"rows": 8, "tasks": ["copy"]},
     "queue": {"settle_seconds": 0.3, "poll_interval": 1.0},
     "disk": {"refuse_below_gb": 0.0, "warn_below_gb": 0.0, "ballast_mb": 0.0},
 }
@@ -208,6 +208,7 @@ def is_zombie(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
+@pytest.mark.slow
 def test_a_file_is_learned_through_a_pause_a_stop_and_a_kill(place: Place) -> None:
     """Real training: paused by its file's name, resumed at the next step; adopted after kill -9."""
     place.start()
