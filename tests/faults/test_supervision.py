@@ -174,6 +174,30 @@ def test_a_worker_that_keeps_dying_is_restarted_so_often_and_then_fails_with_the
     dispatch_until(service, lambda: len(show(service, run)["attempts"]) == 4)
 
 
+def test_jobs_that_cannot_start_fail_and_the_next_one_starts(
+    service: Service, workers: Workers, request_of: dict[str, Any], workspace: Workspace
+) -> None:
+    workers("exec sleep 60")
+    gone, damaged, good = (service.handle(request_of)["run"] for _ in range(3))
+    workspace.run_dir(gone).path.rename(workspace.root / "elsewhere")
+    (workspace.run_dir(damaged).path / "plan.json").write_text("{")
+    dispatch_until(service, lambda: good in service.workers.attached)
+    rows = {row["run"]: row for row in service.handle({"op": "runs"})["runs"]}
+    assert rows[gone]["status"] == "failed"
+    assert "no run" in rows[gone]["error"]
+    assert rows[damaged]["status"] == "failed"
+    assert "plan.json" in rows[damaged]["error"]
+
+
+def test_a_worker_that_cannot_be_started_is_no_endless_story(
+    service: Service, request_of: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    run = service.handle(request_of)["run"]
+    dispatch_until(service, lambda: show(service, run)["status"] == "failed")
+    assert "/nowhere/python" in show(service, run)["error"]
+
+
 def test_one_worker_on_a_device_and_the_next_job_follows(
     service: Service, workers: Workers, request_of: dict[str, Any], workspace: Workspace
 ) -> None:

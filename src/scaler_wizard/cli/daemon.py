@@ -100,7 +100,7 @@ def start(
     space = existing_workspace(workspace)
     problem = signature_problem(load_config(space))
     if problem is not None:
-        typer.echo(f"warning: {problem}; files are queued meanwhile, none is learned", err=True)
+        typer.echo(f"warning: {problem}; files wait in the inbox meanwhile", err=True)
     if detach:
         pid = start_detached(space)
         typer.echo(f"the daemon runs as process {pid}; drop files into {space.inbox}")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scaler_wizard.data.formats import detect_format, to_messages
-from scaler_wizard.data.readers import read_rows
-from scaler_wizard.data.rows import BadRows
-from scaler_wizard.errors import EmptyDataError, RowError
+from scaler_wizard.data.problems import KINDS
+from scaler_wizard.data.validate import validate_file
+from scaler_wizard.errors import EmptyDataError
 from scaler_wizard.jobs.prepare import prepare
 from scaler_wizard.specs.continual import ContinualJob, LearningDataSection
-from scaler_wizard.store.durable import write_atomic
 from scaler_wizard.store.workspace import Workspace
 
 
@@ -29,36 +27,34 @@ class Checked:
     """The row format, or "" where none was found."""
 
 
-def check_file(path: Path, data: LearningDataSection, quarantine: Path) -> Checked:
-    """Read the whole file as a job would; rows that cannot be used are listed in `quarantine` (JSON Lines).
+def check_file(
+    path: Path, data: LearningDataSection, quarantine: Path, on_progress: Callable[[int, int], None]
+) -> Checked:
+    """Read the whole file; lines that cannot be used are set aside in `quarantine`.
+
+    Args:
+        on_progress: called now and then; what it raises ends the check.
 
     Raises:
-        DataError: no usable row, no known format, damage after which no row can be found, or (under
-            `on_bad_line: fail`) the first row that cannot be used.
+        DataError: no usable row, a file type that is not read, or (under `on_bad_line: fail`) a bad line.
     """
-    bad = BadRows("quarantine" if data.on_bad_line == "quarantine" else "stop")
-    found = detect_format(read_rows(path, bad_rows=BadRows("quarantine")), path.name)
-    usable = 0
-    for row in read_rows(path, max_rows=data.max_rows, bad_rows=bad):
-        try:
-            to_messages(row, found, source=path.name)
-        except RowError as error:
-            bad.add(row.number, error)
-        else:
-            usable += 1
-    if bad.count:
-        lines = [json.dumps({"row": number, "reason": reason}) for number, reason in bad.reasons]
-        write_atomic(quarantine, "\n".join(lines) + "\n")
-    if not usable:
+    report = validate_file(
+        path, data.level.lower(), quarantine=quarantine, on_bad_line=data.on_bad_line, on_progress=on_progress
+    )
+    fatal = [problem for problem in report.problems if KINDS[problem.kind].severity == "fatal"]
+    if fatal or not report.accepted:
+        found = [f"{KINDS[one.kind].words}: {one.example}".removesuffix(": ") for one in report.problems]
+        why = "; ".join(found[:3]) or "it holds no row"
         raise EmptyDataError(
-            f"{path.name} holds no usable row ({bad.first()})", "at least one row that can be learned from",
-            f"the reasons stand in {quarantine}; mend the file and drop it again",
+            f"{path.name} cannot be learned from ({why})", "at least one row that can be learned from",
+            "mend the file and drop it again"
+            + (f"; what is wrong with each line stands in {quarantine}" if report.quarantine else ""),
         )  # fmt: skip
-    return Checked(usable, bad.count, found)
+    return Checked(report.accepted, report.quarantined, report.row_format or "")
 
 
 def plan_file(job: ContinualJob, workspace: Workspace) -> dict[str, Any]:
-    """The plan of one file's run, made from headers and hardware; no weight is read.
+    """The plan of one file's run, made from headers, hardware and the first rows; no weight is read.
 
     Raises:
         DataError, SpecError, ModelError, LimitError: it cannot be learned on this machine.

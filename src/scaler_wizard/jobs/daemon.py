@@ -210,7 +210,7 @@ def _notifier(standing: Standing) -> Notifier:
 
 
 def _details(status: dict[str, Any], run: str) -> str:
-    row = next((one for one in status["recent"] if one["shown"] == run), {})
+    row: dict[str, Any] = next((one for one in status["recent"] if one["shown"] == run), {})
     return " ".join(str(row[key]) for key in ("error", "advice") if row.get(key)) or run
 
 

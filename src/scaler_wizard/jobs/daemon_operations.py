@@ -10,7 +10,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol, cast, get_args
 
 from scaler_wizard.errors import ScalerError, SpecError
 from scaler_wizard.jobs.service import Service
@@ -137,7 +137,8 @@ class DaemonOperations:
         run = None if request.get("of_run") is None else str(request["of_run"])
         sha256 = None if request.get("sha256") is None else str(request["sha256"])
         now, note = time.time(), str(request.get("note") or "")[:2000]
-        file = InboxFile(str(request["key"]), str(request["name"])[:500], outcome, run, sha256, note, now)
+        word = cast(Sighted, outcome)
+        file = InboxFile(str(request["key"]), str(request["name"])[:500], word, run, sha256, note, now)
         with self.service.database.session() as connection:
             if inbox_files.record(connection, file) and run is not None:
                 data = {"file": file.name, "outcome": outcome, "note": note, **(request.get("checked") or {})}

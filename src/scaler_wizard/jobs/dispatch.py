@@ -9,7 +9,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-from scaler_wizard.errors import ScalerError
+from sqlalchemy import Connection
+
+from scaler_wizard.errors import ScalerError, WorkspaceBusyError, WrongStateError
 from scaler_wizard.jobs.completion import Closing, Completion
 from scaler_wizard.jobs.disk import DiskVerdict, disk_verdict
 from scaler_wizard.jobs.schedule import Decision, Fail, QueuedRun, Requeue, Rules, Snapshot, decide
@@ -96,10 +98,22 @@ class Dispatcher:
             for closing in closings:
                 item = decided.get(closing.ended.run)
                 _try(closing.ended.run, partial(self.completion.record, connection, closing, item))
-            found = [_try(run_id, partial(self.workers.claim, run_id)) for run_id in decision.start]
+            found = [self._claim(connection, run_id) for run_id in decision.start]
         for closing in closings:
             self.completion.follow(closing, decided.get(closing.ended.run))
         return [claim for claim in found if claim is not None]
+
+    def _claim(self, connection: Connection, run_id: str) -> Claim | None:
+        """Take a run; one that can never start (its directory is gone) fails, so that the next one may."""
+        try:
+            return self.workers.claim(run_id)
+        except (WorkspaceBusyError, WrongStateError) as error:
+            log.info("run %s waits: %s", run_id, error)
+        except ScalerError as error:
+            queries.set_status(
+                connection, run_id, RunStatus.FAILED, time.time(), error=str(error), advice=error.todo
+            )
+        return None
 
     def _snapshot(self, closings: list[Closing], monotonic: float, starting: bool) -> Snapshot:
         ended = tuple(closing.ended for closing in closings)

@@ -135,7 +135,7 @@ class Intake:
         OS.fsync(run_dir.path)
         file = FileSection(path=str(place), name=entry.shown, sha256=sha256, description=sidecar.description)
         job = config.job(inbox.run_name(entry.path), file)
-        checked, plan, failed = _prepare(job, run_dir, self.workspace)
+        checked, plan, failed = _prepare(job, run_dir, self.workspace, self._stop_check)
         answer = self.call(
             "enqueue", run=run_dir.id, job=job.model_dump(mode="json", by_alias=True), plan=plan,
             dedup_key=key, lineage=config.lineage.model_name, priority=sidecar.priority, failed=failed,
@@ -143,6 +143,10 @@ class Intake:
         assert not answer["duplicate"], "only this thread queues files"
         outcome = "queued" if failed is None else "failed"
         self._seen(entry, outcome, run_dir.id, sha256, sidecar.problem, asdict(checked))
+
+    def _stop_check(self, done: int, total: int) -> None:
+        if self.stop():
+            raise UnsettledError
 
     def _seen(
         self, entry: Entry, outcome: str, run: str | None = None, sha256: str | None = None, note: str = "",
@@ -157,12 +161,12 @@ class Intake:
 
 
 def _prepare(
-    job: ContinualJob, run_dir: RunDir, workspace: Workspace
+    job: ContinualJob, run_dir: RunDir, workspace: Workspace, stop: Callable[[int, int], None]
 ) -> tuple[Checked, dict[str, Any] | None, dict[str, str] | None]:
     """What was found in the file, the run's plan, and why the run has failed already: {error, advice}."""
     checked = Checked(0, 0, "")
     try:
-        checked = check_file(Path(job.file.path), job.data, run_dir.path / "quarantine.jsonl")
+        checked = check_file(Path(job.file.path), job.data, run_dir.path / "quarantine.jsonl", stop)
         plan = plan_file(job, workspace)
     except (DataError, ModelError, LimitError, SpecError) as error:
         return checked, None, {"error": error.found, "advice": error.todo}

@@ -130,10 +130,11 @@ class Workers:
             return Claim(queries.get_run(connection, run_dir.id), attempt.number, device)
 
     def launch(self, claim: Claim) -> Answer:
-        """Start the worker of a committed claim; what cannot be started goes back into the queue.
+        """Start the worker of a committed claim; see `_not_started` for what cannot be.
 
         Raises:
             WorkspaceBusyError: somebody took the device's or the run's lock in between.
+            OSError: the system would not start it.
         """
         run = claim.run
         run_dir = self.workspace.run_dir(run.id)
@@ -147,13 +148,7 @@ class Workers:
                 self.workspace.device_lock(claim.device), offline=offline,
             )  # fmt: skip
         except (OSError, ScalerError) as error:
-            with self.database.session() as connection, transaction(connection):
-                attempts.end_attempt(
-                    connection, run.id, claim.token, "not_started", RunStatus.QUEUED, time.time()
-                )
-                queue.requeue(
-                    connection, run.id, time.time(), why=str(error), not_before=time.time() + RETRY_DELAY_SEC
-                )
+            self._not_started(claim, error)
             raise
         worker = Worker(run.id, claim.token, claim.device, run.lineage, process)
         worker.kills_before = memory_kills()
@@ -164,6 +159,19 @@ class Workers:
         self.heartbeats.note(run.id, claim.token, time.monotonic(), "load")
         self.attached[run.id] = worker
         return {"attempt": claim.token, "adopted": False, "run": run.id}
+
+    def _not_started(self, claim: Claim, error: Exception) -> None:
+        """A lock that somebody took in between is waited for; anything else (no such program, no more
+        processes) would only come again."""
+        run_id, now = claim.run.id, time.time()
+        status = RunStatus.QUEUED if isinstance(error, WorkspaceBusyError) else RunStatus.FAILED
+        with self.database.session() as connection, transaction(connection):
+            attempts.end_attempt(
+                connection, run_id, claim.token, "not_started", status, now,
+                error=f"its worker could not be started: {error}", advice=f"`scaler resume {run_id}`",
+            )  # fmt: skip
+            if status == RunStatus.QUEUED:
+                queue.requeue(connection, run_id, now, why=str(error), not_before=now + RETRY_DELAY_SEC)
 
     def adopt(self, run: Run) -> Answer:
         """A worker that outlived its host goes on under this one: it reconnects by itself."""
