@@ -43,7 +43,7 @@ def cache_positions(model: nn.Module, limits: InferenceLimits) -> int:
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     item = next(model.parameters()).element_size()
     position = 2 * config.num_hidden_layers * heads * width * item
-    return max(1, min(limits.cache_tokens, limits.cache_bytes // position))
+    return max(1, min(limits.cache_tokens, limits.cache_bytes // int(position)))
 
 
 def device_of(model: nn.Module) -> torch.device:
