@@ -139,7 +139,8 @@ def estimate_memory(
     lines = [_weights(facts, strategy, item)]
     if micro_batch_tokens:
         lines += _trained(facts, strategy, rank, shapes)
-        per_layer = _layer_bytes(facts, rank, shapes, item, _way(facts, strategy, shapes, dropout))
+        way = _way(facts, strategy, shapes, dropout)
+        per_layer = _layer_bytes(facts, rank, shapes, item, way, dropout)
         lines += [
             _activations(facts, per_layer, item, micro_batch_tokens, activation_checkpointing),
             _logits(facts, item, micro_batch_tokens, device_kind),
@@ -257,13 +258,15 @@ def _backward_bytes(facts: ModelFacts, item: int) -> int:
     return (4 * facts.intermediate_size + 6 * facts.hidden_size) * item
 
 
-def _layer_bytes(facts: ModelFacts, rank: int, shapes: Sequence[LinearShape], item: int, way: Way) -> int:
+def _layer_bytes(
+    facts: ModelFacts, rank: int, shapes: Sequence[LinearShape], item: int, way: Way, dropout: float
+) -> int:
     """Bytes per token that a decoder layer with frozen base weights keeps for its backward pass.
 
     Norms keep their input, attention q, k, v and its output, the gated MLP its input, gate and up; every
     adapter keeps its product with A and shares its input with its siblings. Layers that are not fused also
     keep a 32-bit copy for each norm, the activation and the product in the MLP; adapters that are not
-    fused a copy of each input in their own 32 bits.
+    fused a copy of each input in their own 32 bits, and dropout its factors, in 32 bits on a CPU.
     """
     attention = 2 * facts.q_dim + 2 * facts.kv_dim
     kept = (4 * facts.hidden_size + attention + 2 * facts.intermediate_size) * item
@@ -272,8 +275,9 @@ def _layer_bytes(facts: ModelFacts, rank: int, shapes: Sequence[LinearShape], it
     if way == "fused":
         return kept
     kept += 2 * facts.hidden_size * (item if item == 4 else 4 + item) + 2 * facts.intermediate_size * item
-    if way == "adapted" and item != 4:
-        kept += 4 * sum(shape.inputs * shape.count for shape in shapes) // layers
+    if way == "adapted":
+        copies = 8 if dropout else 0 if item == 4 else 4
+        kept += copies * sum(shape.inputs * shape.count for shape in shapes) // layers
     return kept
 
 

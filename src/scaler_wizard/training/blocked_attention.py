@@ -81,7 +81,7 @@ class _BlockedAttention(torch.autograd.Function):
         blocks = _Blocks(heads // key_heads, length, query.dtype)
         q, k = _wide(query, scale).view(grouped), _wide(key)
         out = query.new_empty(n_rows, length, heads, value.shape[3])
-        by_group = torch.unflatten(out.transpose(1, 2), 1, grouped[1:3])
+        by_group = out.transpose(1, 2).view(*grouped[:4], -1)
         for row in range(n_rows):
             for head in range(key_heads):
                 v = value[row, head]
@@ -102,7 +102,7 @@ class _BlockedAttention(torch.autograd.Function):
         q, d_outs = query.reshape(ctx.grouped), d_out.reshape(*ctx.grouped[:4], -1)
         # Laid out as the projections wrote them, so that nothing is turned round on the way back.
         d_query = torch.empty_like(query)
-        by_group = torch.unflatten(d_query, 1, (key_heads, group))
+        by_group = d_query.view(ctx.grouped)
         d_key, d_value = torch.empty_like(key), torch.empty_like(value)
         for row in range(n_rows):
             for head in range(key_heads):
