@@ -17,7 +17,8 @@ from scaler_wizard.training.forward import base_of
 def compile_blocks(model: Any, *, backend: str = "inductor") -> int:
     """Compile norms and MLPs of every decoder layer in place; returns how many modules.
 
-    The first step of a training then takes longer. Call it after adapters are attached.
+    The first step of a training then takes longer. Call it after adapters are attached, and train with
+    `TrainSettings(fused=False)`: what `fast_path` has fused by hand leaves the compiler nothing to do.
     """
     modules: list[nn.Module] = [
         module
