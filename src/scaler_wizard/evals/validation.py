@@ -92,10 +92,12 @@ def validation_set(
         else _generated(name, section, seed, system_prompt)
         for name, path in files.items()
     }  # fmt: skip
-    rows = {name: tuple(in_profile(row, profile, seed) for row in found) for name, found in rows.items()}
-    told = {name: [(row.prompt, row.reference, row.task) for row in found] for name, found in rows.items()}
+    dressed: dict[str, tuple[TaskRow, ...]] = {
+        name: tuple(in_profile(row, profile, seed) for row in found) for name, found in rows.items()
+    }
+    told = {name: [(row.prompt, row.reference, row.task) for row in found] for name, found in dressed.items()}
     text = json.dumps([told, ANSWER_TOKENS], sort_keys=True, ensure_ascii=True)
-    return ValidationSet(rows, hashlib.sha256(text.encode("ascii")).hexdigest())
+    return ValidationSet(dressed, hashlib.sha256(text.encode("ascii")).hexdigest())
 
 
 def ask(
