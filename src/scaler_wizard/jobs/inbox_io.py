@@ -100,7 +100,8 @@ def copy_in(root: Path, entry: Entry, target: Path, stop: Callable[[], bool]) ->
         if not _same(file.fileno(), entry):
             raise UnsettledError
         while block := file.read(BLOCK):
-            if stop():
+            # A file that grows as fast as it is read would be copied for ever.
+            if stop() or copy.tell() + len(block) > entry.size:
                 raise UnsettledError
             digest.update(block)
             view = memoryview(block)
