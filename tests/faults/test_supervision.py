@@ -143,13 +143,12 @@ def test_a_grandchild_that_left_the_session_is_swept_before_the_device_is_used_a
     service: Service, workers: Workers, request_of: dict[str, Any], workspace: Workspace
 ) -> None:
     # It closes all that it inherited, the locks too: only its environment tells whose it is.
-    workers(
-        "setsid sh -c 'exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&- sleep 60' >/dev/null 2>&1 & sleep 0.3; exit 1"
-    )
+    code = "import os, time; os.closerange(3, 256); time.sleep(60)"
+    workers(f"setsid {PYTHON} -c '{code}' >/dev/null 2>&1 & sleep 0.5; exit 1")
     run = service.handle(request_of)["run"]
     service.dispatch()
     escaped = dispatch_until(
-        service, lambda: [p for p in find_processes(run, workspace.root) if "sleep 60" in p.command]
+        service, lambda: [p for p in find_processes(run, workspace.root) if "closerange" in p.command]
     )
     dispatch_until(service, lambda: len(show(service, run)["attempts"]) >= 2)
     assert "swept" in kinds(service, run)
@@ -236,3 +235,6 @@ def test_a_new_host_takes_over_and_its_watchdog_covers_the_adopted_worker(
             time.sleep(0.02)
         assert "hung" in show(another, run)["error"]
         kill_all(run, workspace.root)
+        for successor in another.workers.attached.values():
+            if successor.process is not None:
+                successor.process.wait()

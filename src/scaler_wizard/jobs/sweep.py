@@ -53,11 +53,15 @@ def find_processes(job: str, workspace: Path) -> tuple[Process, ...]:
 def kill_all(job: str, workspace: Path, timeout: float = 5.0) -> tuple[Process, ...]:
     """SIGKILL every process of the job until none is left; those that were found.
 
-    Looks again until nothing is there: a process may fork between the look and the signal.
+    Looks until nothing is there twice in a row: a process may fork between the look and the signal, and one
+    that forks and ends while /proc is read is seen in neither of its two places.
     """
     killed: dict[tuple[int, int], Process] = {}
     deadline = time.monotonic() + timeout
-    while (left := find_processes(job, workspace)) and time.monotonic() < deadline:
+    empty = 0
+    while empty < 2 and time.monotonic() < deadline:
+        left = find_processes(job, workspace)
+        empty = 0 if left else empty + 1
         for process in left:
             killed.setdefault((process.pid, process.started), process)
             send(process, signal.SIGKILL)
