@@ -100,7 +100,7 @@ def copy_in(root: Path, entry: Entry, target: Path, stop: Callable[[], bool]) ->
         if not _same(file.fileno(), entry):
             raise UnsettledError
         while block := file.read(BLOCK):
-            if stop():
+            if stop() or copy.tell() + len(block) > entry.size:  # it grows as fast as it is read
                 raise UnsettledError
             digest.update(block)
             view = memoryview(block)
