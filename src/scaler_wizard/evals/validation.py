@@ -87,7 +87,7 @@ def validation_set(
         "medium": section.medium,
         "hard": section.hard,
     }
-    rows = {
+    rows: dict[str, tuple[TaskRow, ...]] = {
         name: _from_file(name, path, section.rows, seed, system_prompt) if path
         else _generated(name, section, seed, system_prompt)
         for name, path in files.items()
