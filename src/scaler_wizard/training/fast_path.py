@@ -17,6 +17,7 @@ import torch
 from peft.tuners.lora import Linear as PeftLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers.activations import GELUTanh, SiLUActivation
 
 from scaler_wizard.training.fused import GELU, GELU_TANH, SILU, Activation, gated_mlp, rms_norm
@@ -28,6 +29,8 @@ MLPS = frozenset({
 # weight * round(x / rms(x)), and Gemma's round(x / rms(x) * (1 + weight)).
 _NORMS = frozenset({"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "Phi3RMSNorm"})
 _UNIT_OFFSET_NORMS = frozenset({"GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm"})
+# FSDP2 has a layer's weights only while that layer's own call lasts; what is kept from before is a shard.
+_SHARDED = "weights divided among processes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ def plan_fast_path(model: nn.Module) -> FastPath:
         elif (kind := type(module).__name__) in _NORMS | _UNIT_OFFSET_NORMS:
             if next(module.parameters()).requires_grad:
                 plain[name] = "a norm that is trained"
+            elif isinstance(next(module.parameters()), DTensor):
+                plain[name] = _SHARDED
             else:
                 norms[name] = (module, kind in _UNIT_OFFSET_NORMS)
     for name, module in modules.items():
@@ -92,6 +97,8 @@ def _linear_obstacle(layer: Any) -> str | None:
         return f"{type(layer).__module__.rpartition('.')[2]}.{type(layer).__name__} on {type(base).__name__}"
     if list(layer.active_adapters) != list(layer.lora_A) or len(layer.lora_A) != 1:
         return "not exactly one adapter, switched on"
+    if isinstance(base.weight, DTensor):
+        return _SHARDED
     (name,) = layer.active_adapters
     if name in layer.lora_variant or layer.lora_B[name].bias is not None or layer.fan_in_fan_out:
         return "a variant of LoRA"

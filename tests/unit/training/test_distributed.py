@@ -68,10 +68,11 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def one_process(model: Any) -> tuple[list[list[float]], dict[str, torch.Tensor]]:
-    state = new_state(model, two_ranks.SETTINGS)
+def one_process(model: Any, *, fused: bool) -> tuple[list[list[float]], dict[str, torch.Tensor]]:
+    settings = dataclasses.replace(two_ranks.SETTINGS, fused=fused)
+    state = new_state(model, settings)
     batches = test_loop.batches(two_ranks.MICRO_BATCH_TOKENS)
-    results = list(train(model, batches, test_loop.SFT, two_ranks.SETTINGS, state=state))
+    results = list(train(model, batches, test_loop.SFT, settings, state=state))
     return two_ranks.course(results), {name: item.detach() for name, item in state.parameters.items()}
 
 
@@ -80,7 +81,8 @@ def test_two_ranks_train_as_one(out: Path, name: str) -> None:
     dtype = torch.float32 if name == "float32" else torch.float64
     model = two_ranks.plain_model(dtype) if name == "full" else test_loop.lora_model(dtype=dtype)
     before = {key: item.detach().clone() for key, item in model.named_parameters()}
-    course, weights = one_process(model)
+    # Sharded layers run as the model has them, and the fused functions round to 32 bits in other places.
+    course, weights = one_process(model, fused=name in ("replicated", "float32"))
     for rank in range(2):
         theirs = json.loads((out / f"{name}-{rank}.json").read_text())
         assert theirs == [pytest.approx(step, rel=1e-6) for step in course]
