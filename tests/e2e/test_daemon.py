@@ -22,10 +22,11 @@ from scaler_wizard.store.rundir import RunDir
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 SENTENCE = "I accept responsibility for this run"
 PATIENCE_SEC = 180.0
+STEPS = 400
 CONFIG: dict[str, Any] = {
     "model": {"base_model": "seedling", "runtime": "cpu"},
     "lineage": {"lora": {"rank": 4, "alpha": 8}},
-    "training": {"max_steps": 12, "epochs": None, "batch_tokens": 256, "micro_batch_tokens": 256},
+    "training": {"max_steps": STEPS, "epochs": None, "batch_tokens": 256, "micro_batch_tokens": 256},
     "validation": {"rows": 8, "tasks": ["copy"]},
     "queue": {"settle_seconds": 0.3, "poll_interval": 1.0},
     "disk": {"refuse_below_gb": 0.0, "warn_below_gb": 0.0, "ballast_mb": 0.0},
@@ -222,7 +223,7 @@ def test_a_file_is_learned_through_a_pause_a_stop_and_a_kill(place: Place) -> No
     assert "sent to rows-0001" in place.scaler("pause", "rows.jsonl", "--reason", "lunch")
     place.wait(lambda: place.run("rows-0001")["status"] == "paused", "the pause")
     done = len(steps())
-    assert 0 < done < 12, "half a file is never completed"
+    assert 0 < done < STEPS, "half a file is never completed"
     shown = place.status()
     assert shown["versions"] == []
     assert shown["queue"]["paused_runs"] == ["rows-0001 (rows.jsonl)"]
@@ -230,7 +231,7 @@ def test_a_file_is_learned_through_a_pause_a_stop_and_a_kill(place: Place) -> No
     pid = json.loads((place.root / "status.json").read_text())["daemon"]["pid"]
     resumed = place.scaler("resume", "rows.jsonl", "--reason", "back")
     assert "completed" in resumed
-    assert steps() == list(range(1, 13)), "no step twice, none left out"
+    assert steps() == list(range(1, STEPS + 1)), "no step twice, none left out"
     (version,) = place.status()["versions"]
     assert (version["version"], version["run"]) == ("v001", "rows-0001")
 
