@@ -38,7 +38,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def new_postgres_database() -> Iterator[Callable[[], str]]:
-    """new_postgres_database() -> URL of an empty database on a real server, which ends with the session."""
+    """new_postgres_database() -> URL of an empty database on a real server, which ends with the session.
+
+    The database given before is dropped.
+    """
     with warnings.catch_warnings():
         # Without XDG_RUNTIME_DIR one of its dependencies warns that it uses /tmp.
         warnings.simplefilter("ignore")
@@ -49,11 +52,19 @@ def new_postgres_database() -> Iterator[Callable[[], str]]:
     with tempfile.TemporaryDirectory(prefix="scaler-pg") as folder:
         running = server.get_server(Path(folder), cleanup_mode="stop")
 
+        names: list[str] = []
+
         def create() -> str:
-            name = f"t{uuid.uuid4().hex[:12]}"
             with psycopg.connect(running.get_uri(), autocommit=True) as connection:
-                connection.execute(f"CREATE DATABASE {name}")
-            return str(running.get_uri(database=name))
+                if not names:
+                    # These databases need not survive anything: without it the server's end took a minute.
+                    connection.execute("ALTER SYSTEM SET fsync = off")
+                    connection.execute("SELECT pg_reload_conf()")
+                else:
+                    connection.execute(f"DROP DATABASE {names[-1]} WITH (FORCE)")
+                names.append(f"t{uuid.uuid4().hex[:12]}")
+                connection.execute(f"CREATE DATABASE {names[-1]}")
+            return str(running.get_uri(database=names[-1]))
 
         try:
             yield create
