@@ -58,7 +58,9 @@ class Story:
         """Say what is done, and keep it for the log."""
         self.acts.append(Told(time.time(), subject, words))
         clock = time.time() - self.started
-        self.console.print(f"{clock:5.0f} s  {subject}: {words}", highlight=False, markup=False)
+        self.console.print(
+            f"{clock:5.0f} s  {subject}: {words}", highlight=False, markup=False, soft_wrap=True
+        )
 
     # What a person does
 

@@ -32,3 +32,9 @@ def test_within_a_fifth_once_a_twentieth_is_done() -> None:
     for done in range(20, 390):
         left = sum(seconds[done:])
         assert abs(found[done - 1] - left) < 0.2 * left
+
+
+def test_a_machine_that_slows_down_is_followed() -> None:
+    found = etas([1.0] * 200 + [3.0] * 200)
+    assert found[199] == 200.0
+    assert found[199 + 40] == 3.0 * 160
