@@ -59,7 +59,14 @@ def test_all_of_a_job_are_ended_and_nobody_else(
 
 
 def test_a_process_that_keeps_forking_is_ended_too(tmp_path: Path) -> None:
-    code = "import os, time\nfor _ in range(40):\n    if os.fork() == 0: os.setsid()\n    time.sleep(0.01)\n"
+    # The parent alone forks, and not for ever: what the sweep misses ends by itself.
+    code = (
+        "import os, time\n"
+        "for _ in range(60):\n"
+        "    if os.fork() == 0:\n"
+        "        os.setsid(); time.sleep(20); os._exit(0)\n"
+        "    time.sleep(0.01)\n"
+    )
     environment = {**os.environ, **environment_of("fork", tmp_path)}
     with subprocess.Popen([sys.executable, "-c", code], env=environment) as process:
         time.sleep(0.3)
