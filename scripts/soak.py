@@ -118,6 +118,7 @@ def recoveries(field: Field, number: int) -> dict[str, list[float]]:
         step = field.first_step(killed, STEP_PATIENCE_SEC)
         if step is not None:
             found[kind].append(round(step - killed, 2))
+    field.skip("long.jsonl")
     return found
 
 

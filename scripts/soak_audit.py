@@ -10,7 +10,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from scaler_wizard.jobs.health_checks import (
     check_checkpoints,
@@ -109,7 +108,7 @@ def _double(by_content: Mapping[str, list[Run]], known: Sequence[Version]) -> It
 
 def _damages(space: Workspace, runs: Sequence[Run], known: Sequence[Version]) -> Iterator[str]:
     """Every hash of every checkpoint and version, every line of every log."""
-    rows: list[Mapping[str, Any]] = [asdict(version) for version in known]
+    rows = [{**asdict(version), "folder": versions.folder_of(space, version)} for version in known]
     checks = (
         check_flight_log(space), check_runs(space, {run.id: str(run.status) for run in runs}),
         check_checkpoints(space, deep=True), check_versions(space, rows, deep=True),

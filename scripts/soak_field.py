@@ -150,6 +150,13 @@ class Field:
         except (ScalerError, OSError):
             return None
 
+    def skip(self, name: str) -> None:
+        """Take a file out, as a person would: it is not to be learned, and not counted."""
+        with Client(self.space) as client:
+            run = client.call("find_run", name=name)["run"]
+            client.call("command", run=run, action="skip", by="the soak", reason="it has served its purpose")
+        self.dropped = {digest: names for digest, names in self.dropped.items() if name not in names}
+
     def reported(self) -> int:
         """Bytes of events that all workers have written."""
         files = (run_dir.path / "events.jsonl" for run_dir in self.space.run_dirs())
