@@ -10,6 +10,7 @@ import pytest
 
 from scaler_wizard.errors import LimitError
 from scaler_wizard.jobs.prepare import parse_job, prepare
+from scaler_wizard.recipes.grow_session import GrowSession
 from scaler_wizard.recipes.session import ModelSession, Training
 from scaler_wizard.report.cockpit import CockpitState
 from scaler_wizard.runs.context import PhaseContext
@@ -70,7 +71,7 @@ def session(harness: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Mo
         dataset={"source": "local", "identifier": str(rows), "text_file": str(texts)},
     )  # fmt: skip
     prepared = prepare(parse_job(value, folder), Workspace.create(folder / "w"))
-    return ModelSession(prepared.job, prepared.plan, prepared.plan.target_context)
+    return GrowSession(prepared.job, prepared.plan, prepared.plan.target_context)
 
 
 @pytest.fixture

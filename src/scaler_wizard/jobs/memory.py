@@ -49,8 +49,11 @@ def bind_memory(pid: int, name: str, limit: int, root: Path | None = None) -> Me
             MemoryBound(group).release()
     # It may have ended already, and that is for its exit status to say.
     with contextlib.suppress(OSError, ProcessLookupError, AttributeError, ValueError):
-        hard = resource.prlimit(pid, resource.RLIMIT_DATA)[1]
-        bound = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        # A lower limit that a person set in their shell stays.
+        own = [
+            value for value in resource.prlimit(pid, resource.RLIMIT_DATA) if value != resource.RLIM_INFINITY
+        ]
+        bound = min([limit, *own])
         resource.prlimit(pid, resource.RLIMIT_DATA, (bound, bound))
     return MemoryBound(None)
 

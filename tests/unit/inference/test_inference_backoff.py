@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import pytest
+import torch
 
 from scaler_wizard.errors import EvaluationMemoryError
 from scaler_wizard.inference.backoff import MAX_HALVINGS, InferenceRoom
@@ -36,6 +37,8 @@ found = room.run(lambda: score_targets(model, rows, [100] * 16))
 resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 print(json.dumps({"found": found, "said": said, "logits": room.limits.logit_elements}))
 """
+
+CPU = torch.device("cpu")
 
 
 def child(limit_mb: float) -> dict[str, Any]:
@@ -72,7 +75,7 @@ def test_the_halving_is_bounded_and_holds_for_the_next_measurement() -> None:
         room.run(hopeless)
     assert len(seen) == MAX_HALVINGS + 1
     assert [limits.batch_tokens for limits in seen] == [4096 >> n for n in range(MAX_HALVINGS + 1)]
-    assert all(limits.max_rows >= 1 and limits.chunk_tokens >= 64 for limits in seen)
+    assert all(limits.max_rows >= 1 and limits.chunk_for(CPU) >= 64 for limits in seen)
     assert "newest checkpoint" in caught.value.todo
     assert room.run(current_limits) == seen[-1]
     assert current_limits() == DEFAULT_LIMITS, "outside everything is as it was"

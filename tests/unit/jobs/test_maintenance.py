@@ -224,6 +224,7 @@ def test_a_deep_look_finds_a_flipped_bit(ask: Ask, service: Service, workspace: 
     assert "has changed" in found(workspace, ask("health_facts"), deep=True)["versions"]
 
 
+@pytest.mark.parametrize("service", ["sqlite"], indirect=True)
 def test_versions_without_a_row_are_entered_as_held(ask: Ask, service: Service, workspace: Workspace) -> None:
     made = ask("backup_create", why="before")["backup"]
     learned(service, workspace, "a")
@@ -237,6 +238,7 @@ def test_versions_without_a_row_are_entered_as_held(ask: Ask, service: Service, 
         assert again.handle({"op": "health_facts"})["orphans"] == []
 
 
+@pytest.mark.parametrize("service", ["sqlite"], indirect=True)
 def test_a_full_disk_gives_up_the_ballast(ask: Ask, service: Service, workspace: Workspace) -> None:
     ballast = Ballast(workspace.root, 0.1)
     assert ballast.reserve()
