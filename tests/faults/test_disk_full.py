@@ -52,15 +52,19 @@ def small_disk() -> Iterator[Path]:
             subprocess.run(["umount", "--lazy", name], check=True)
 
 
+def take(path: Path, block: int) -> None:
+    """Write until there is no space for a block."""
+    with path.open("ab", buffering=0) as file:
+        while file.write(bytes(block)):
+            pass
+
+
 def fill(disk: Path) -> Path:
     """Take every block that is left; the file that holds them."""
-    path = disk / "filler"
-    with path.open("wb", buffering=0) as file:
-        for block in (1 << 20, 1 << 12):
-            with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
-                while file.write(bytes(block)):
-                    pass
-    return path
+    for block in (1 << 20, 1 << 12):
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            take(disk / "filler", block)
+    return disk / "filler"
 
 
 def test_a_run_pauses_and_goes_on_when_there_is_space(
