@@ -268,7 +268,7 @@ class Workers:
         self._collected.clear()
 
     def take_back(self) -> None:
-        """What was collected could not be closed (a full or locked database): the next look finds it again."""
+        """What was collected could not be closed (a full or locked database): the next look does it again."""
         self.attached |= {worker.run: worker for worker in self._collected}
         self._collected.clear()
 
