@@ -1,7 +1,7 @@
 """What a person asks at bad moments, of real workers: during a save, twice, of a run that is being trained.
 
-And one damage that only a real resume shows in full: a checkpoint with a flipped bit. In every case the
-adapter has, in the end, the bytes of a run that nobody disturbed.
+And one damage that only a real resume shows in full: a flipped bit in the newest checkpoint. In every case
+the adapter has, in the end, the bytes of a run that nobody disturbed.
 """
 
 from __future__ import annotations
@@ -45,10 +45,25 @@ def insist(host: Any, run: RunDir, action: str) -> int:
     return asked
 
 
+def flip_a_bit(store: CheckpointStore) -> str:
+    """In the largest file of the newest checkpoint; its name."""
+    rng = random.Random(SEED)
+    newest: str = store.head().steps[0]
+    weights = (store.directory / newest).glob("**/*.safetensors")
+    victim = max(weights, key=lambda path: path.stat().st_size)
+    data = bytearray(victim.read_bytes())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    victim.write_bytes(data)
+    return newest
+
+
 def test_pause_and_stop_again_and_again_while_it_is_saving(
     harness: ModuleType, workspace: Workspace, material: tuple[ContinualConfig, Path],
-    undisturbed: dict[str, str],
+    undisturbed: dict[str, str], capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
+    """And, while it is stopped, a bit of its newest checkpoint flips."""
+    with capsys.disabled():
+        print(f"\n[faults] a flipped bit (seed {SEED})", end="")
     run = harness.drop(workspace, *material)
     with harness.hosted(workspace) as host:
         harness.start(host, run)
@@ -69,8 +84,13 @@ def test_pause_and_stop_again_and_again_while_it_is_saving(
         assert resumed[0] == paused[-1] + 1
         assert insist(host, run, "abort") > 1
         assert harness.finish(host, run)["status"] == "stopped"
+
+        damaged = flip_a_bit(store)
         harness.start(host, run)
         assert harness.finish(host, run)["status"] == "completed"
+    assert (store.directory / ".quarantine" / damaged).is_dir()
+    assert (store.directory / ".quarantine" / f"{damaged}.reason.json").is_file()
+    assert any(damaged in event.text for event in harness.events(run, "note")), "the person is told"
     assert harness.digests(run.export / "adapter", ".safetensors") == undisturbed
 
 
@@ -96,35 +116,4 @@ def test_rolled_back_while_it_is_training(
     assert steps(harness, run)[len(before) :] == list(range(1, harness.LESSON_STEPS + 1)), (
         "from the beginning of P1"
     )
-    assert harness.digests(run.export / "adapter", ".safetensors") == undisturbed
-
-
-def test_a_flipped_bit_in_the_newest_checkpoint(
-    harness: ModuleType, workspace: Workspace, material: tuple[ContinualConfig, Path],
-    undisturbed: dict[str, str], capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    """Set aside with its reason, the one before used, the person told, and not a byte different."""
-    with capsys.disabled():
-        print(f"\n[faults] a flipped bit (seed {SEED})", end="")
-    rng = random.Random(SEED)
-    run = harness.drop(workspace, *material)
-    store = CheckpointStore(run)
-    with harness.hosted(workspace) as host:
-        harness.start(host, run)
-        harness.wait_for(lambda: len(steps(harness, run)) >= 12 and len(store.head().steps) >= 2, "two saves")
-        ask(host, run, "pause")
-        assert harness.finish(host, run)["status"] == "paused"
-        newest = store.head().steps[0]
-        victim = max(
-            (store.directory / newest).glob("**/*.safetensors"), key=lambda path: path.stat().st_size
-        )
-        data = bytearray(victim.read_bytes())
-        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-        victim.write_bytes(data)
-        harness.start(host, run)
-        assert harness.finish(host, run)["status"] == "completed"
-    assert (store.directory / ".quarantine" / newest).is_dir()
-    assert (store.directory / ".quarantine" / f"{newest}.reason.json").is_file()
-    told = [event.text for event in harness.events(run, "note") if newest in event.text]
-    assert told, [event.text for event in harness.events(run, "note")]
     assert harness.digests(run.export / "adapter", ".safetensors") == undisturbed
