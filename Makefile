@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check bench seedling docs clean
+.PHONY: help setup demo test check bench soak seedling docs clean
 
 help:
 	@echo "make demo     grow the embedded model through all phases (two to three minutes after the install)"
 	@echo "make test     run the tests"
 	@echo "make check    ruff, mypy --strict, generated documents, tests"
 	@echo "make bench    run every benchmark; each prints one JSON object on its last line"
+	@echo "make soak     1,000 random kills of daemon and workers (hours; ARGS='--kills 50' for fewer)"
 	@echo "make seedling rebuild the embedded model (about 15 CPU-minutes) into build/seedling"
 	@echo "make docs     regenerate schemas and the job reference"
 
@@ -38,6 +39,9 @@ check: $(READY)
 
 bench: $(READY)
 	for benchmark in benchmarks/*.py; do $(BIN)/python $$benchmark --json || exit 1; done
+
+soak: $(READY)
+	$(BIN)/python scripts/soak.py --json $(ARGS)
 
 seedling: $(READY)
 	$(BIN)/python scripts/build_seedling.py --out build/seedling

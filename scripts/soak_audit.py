@@ -74,10 +74,11 @@ def audit(space: Workspace, dropped: Mapping[str, Sequence[str]], left: Sequence
 def _lost(
     by_content: Mapping[str, list[Run]], dropped: Mapping[str, Sequence[str]], known: Sequence[Version]
 ) -> Iterator[str]:
-    for digest, runs in by_content.items():
+    for digest, names in dropped.items():
+        runs = by_content[digest]
         if not any(run.status == "completed" or (run.status == "failed" and run.error) for run in runs):
             states = ", ".join(run.status for run in runs) or "never taken"
-            yield f"{dropped[digest][0]}: {states}"
+            yield f"{names[0]}: {states}"
     yield from _not_in_the_line(by_content, known)
 
 

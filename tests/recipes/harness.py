@@ -45,6 +45,8 @@ from scaler_wizard.store.rundir import RunDir
 from scaler_wizard.store.workspace import Workspace
 
 WAIT_SEC = 120.0
+LESSON_STEPS = 40
+"""Steps of the file that fault tests disturb: long enough to be met in the middle."""
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 

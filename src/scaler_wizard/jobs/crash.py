@@ -32,6 +32,8 @@ class Death:
     killed_for: Literal["", "hung", "memory"] = ""
     memory_kills: int = 0
     """Processes that the kernel killed for want of memory while it lived."""
+    disk_is_full: bool = False
+    """Nothing is free where its run directory is: it could not leave a word, nor could its log."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ def classify(death: Death) -> Crash:
     for cause, pattern, reason, advice in _LAST_WORDS:
         if re.search(pattern, text):
             return Crash(cause, f"{reason}{_quoted(death.output, pattern)}", advice)
+    if death.disk_is_full and (death.returncode is None or death.returncode > 0):
+        return Crash("disk_full", "the disk is full", f"free some space; {RESUME}")
     if killed:
         return Crash(
             "signal", "the worker was killed (SIGKILL): by a person, or by the system when memory ran out",

@@ -78,8 +78,13 @@ class Dispatcher:
     def _look(self, *, starting: bool) -> Decision:
         now, monotonic = time.time(), time.monotonic()
         closings = self.workers.collect(monotonic)
-        decision = decide(self._snapshot(closings, monotonic, starting), now)
-        claims = self._commit(closings, decision) if closings or decision.start else []
+        try:
+            decision = decide(self._snapshot(closings, monotonic, starting), now)
+            claims = self._commit(closings, decision) if closings or decision.start else []
+        except ScalerError:
+            self.workers.take_back()
+            raise
+        self.workers.let_go()
         for kill in decision.kill:
             self.workers.kill(kill, monotonic)
         for claim in claims:
@@ -100,7 +105,8 @@ class Dispatcher:
                 _try(closing.ended.run, partial(self.completion.record, connection, closing, item))
             found = [self._claim(connection, run_id) for run_id in decision.start]
         for closing in closings:
-            self.completion.follow(closing, decided.get(closing.ended.run))
+            item = decided.get(closing.ended.run)
+            _try(closing.ended.run, partial(self.completion.follow, closing, item))
         return [claim for claim in found if claim is not None]
 
     def _claim(self, connection: Connection, run_id: str) -> Claim | None:

@@ -7,6 +7,7 @@ and of its device, writes its output to worker.log, and is offline unless the jo
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from scaler_wizard.store.rundir import Outcome, RunDir
 from scaler_wizard.store.workspace import DATABASE_VARIABLE
 
 LOG_TAIL_BYTES = 16_384
+FULL_BYTES = 1 << 16
 ATTEMPT_MARK = b"=== attempt "
 ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -88,9 +90,13 @@ def read_ending(
         said = classify(Death(0, status.reason)) if status.outcome != "completed" else None
         cause = said.cause if said is not None and said.cause != "unknown" else ""
         return Ending(status.outcome, status.reason, status.advice, status.rollback_to, cause=cause)
-    death = Death(returncode, read_tail(run_dir), killed_because, killed_for, memory_kills)
-    crash = classify(death)
-    return Ending("failed", crash.reason, crash.advice, clean=False, cause=crash.cause)
+    disk_is_full = shutil.disk_usage(run_dir.path).free < FULL_BYTES
+    crash = classify(
+        Death(returncode, read_tail(run_dir), killed_because, killed_for, memory_kills, disk_is_full)
+    )
+    # On a disk without a free block a worker cannot even say that it pauses for want of space.
+    outcome: Outcome = "paused" if crash.cause == "disk_full" else "failed"
+    return Ending(outcome, crash.reason, crash.advice, clean=False, cause=crash.cause)
 
 
 def read_tail(run_dir: RunDir) -> str:

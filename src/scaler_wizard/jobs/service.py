@@ -107,8 +107,8 @@ class Service:
 
     def reap(self) -> Decision:
         """Look after the workers: close what has ended, end what hangs. Called often by every host."""
-        return self.dispatcher.reap()
+        return self._ballast.guard(self.dispatcher.reap)
 
     def dispatch(self) -> Decision:
         """`reap`, take over what an earlier host left, start what may start: for a host that stays."""
-        return self.dispatcher.dispatch()
+        return self._ballast.guard(self.dispatcher.dispatch)

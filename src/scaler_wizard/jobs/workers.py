@@ -90,6 +90,7 @@ class Workers:
         self.completion = completion
         self.rules = Rules()
         self.attached: dict[str, Worker] = {}
+        self._collected: list[Worker] = []
 
     def start(self, run_id: str) -> Answer:
         """Start or take over a run's worker; only for a host that stays.
@@ -238,20 +239,38 @@ class Workers:
             )  # fmt: skip
 
     def collect(self, now: float) -> list[Closing]:
-        """The workers that have ended since the last look, with nothing of them left; `now` monotonic."""
+        """The workers that have ended since the last look, with nothing of them left; `now` monotonic.
+
+        Whoever closes them says `let_go` when that is committed, or `take_back` where it could not be.
+        """
         closings = []
         for worker in list(self.attached.values()):
             if worker.forced is not None:
                 worker.forced.step(now)
             if not self._has_ended(worker, now):
                 continue
+            try:
+                closing = self._closing(worker)
+            except ScalerError as error:
+                log.error("run %s has ended, and is closed later: %s", worker.run, error)
+                continue
             del self.attached[worker.run]
-            closing = self._closing(worker)
-            self.heartbeats.forget(worker.run)
-            worker.bound.release()
+            self._collected.append(worker)
             if closing is not None:
                 closings.append(closing)
         return closings
+
+    def let_go(self) -> None:
+        """What was collected is closed in the database."""
+        for worker in self._collected:
+            self.heartbeats.forget(worker.run)
+            worker.bound.release()
+        self._collected.clear()
+
+    def take_back(self) -> None:
+        """What was collected could not be closed (a full or locked database): the next look does it again."""
+        self.attached |= {worker.run: worker for worker in self._collected}
+        self._collected.clear()
 
     def _has_ended(self, worker: Worker, now: float) -> bool:
         locked = is_locked(self.workspace.runs / worker.run / "run.lock")
