@@ -102,10 +102,10 @@ def config_page() -> str:
     """docs/config.md: every key of a workspace's config.yaml."""
     return _page(
         "The workspace's config.yaml",
-        "What a model that keeps learning learns, and how its daemon runs. `scaler daemon init` writes the file,\n"
-        "`scaler daemon sign` the contract, `scaler config get|set|diff` reads and changes it. The sections model,\n"
-        "lineage, training, data, replay, validation and safety are what is signed. The same rules as JSON Schema:\n"
-        "`specs/config_schema.json`.",
+        "What a model that keeps learning learns, and how its daemon runs. `scaler daemon init` writes the\n"
+        "file, `scaler daemon sign` the contract, `scaler config get|set|diff` reads and changes it. The\n"
+        "sections model, lineage, training, data, replay, validation and safety are what is signed. The same\n"
+        "rules as JSON Schema: `specs/config_schema.json`.",
         ContinualConfig,
     )
 
