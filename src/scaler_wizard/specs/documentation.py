@@ -104,8 +104,8 @@ def config_page() -> str:
         "The workspace's config.yaml",
         "What a model that keeps learning learns, and how its daemon runs. `scaler daemon init` writes the\n"
         "file, `scaler daemon sign` the contract, `scaler config get|set|diff` reads and changes it. The\n"
-        "sections model, lineage, training, data, replay, validation and safety are what is signed. The same\n"
-        "rules as JSON Schema: `specs/config_schema.json`.",
+        "sections model, lineage, training, data, replay, validation and safety are what is signed. The\n"
+        "same rules as JSON Schema: `specs/config_schema.json`.",
         ContinualConfig,
     )
 
