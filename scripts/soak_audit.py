@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from scaler_wizard.jobs.health_checks import (
     check_checkpoints,
@@ -78,7 +79,7 @@ def _lost(
         runs = by_content[digest]
         if not any(run.status == "completed" or (run.status == "failed" and run.error) for run in runs):
             states = ", ".join(run.status for run in runs) or "never taken"
-            yield f"{names[0]}: {states}"
+            yield f"{names[0] if names else digest}: {states}"
     yield from _not_in_the_line(by_content, known)
 
 
@@ -109,12 +110,14 @@ def _double(by_content: Mapping[str, list[Run]], known: Sequence[Version]) -> It
 
 def _damages(space: Workspace, runs: Sequence[Run], known: Sequence[Version]) -> Iterator[str]:
     """Every hash of every checkpoint and version, every line of every log."""
-    rows = [{**asdict(version), "folder": versions.folder_of(space, version)} for version in known]
+    rows: list[Mapping[str, Any]] = [
+        {**asdict(version), "folder": versions.folder_of(space, version)} for version in known
+    ]
     checks = (
         check_flight_log(space), check_runs(space, {run.id: str(run.status) for run in runs}),
         check_checkpoints(space, deep=True), check_versions(space, rows, deep=True),
     )  # fmt: skip
-    yield from (finding.text for check in checks for finding in check)
+    yield from (finding.words for check in checks for finding in check)
     for run_dir in space.run_dirs():
         reader = run_dir.read_events()
         numbers = [event.seq for event in reader]

@@ -6,9 +6,12 @@ instant, the file is learned once, by one worker where that one was left alive, 
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import json
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -17,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from scaler_wizard.store.workspace import Workspace
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 LIVES = Path(__file__).with_name("daemon_lives.py")
@@ -54,11 +59,43 @@ def check(found: dict[str, Any]) -> None:
     assert found["starts"] <= (2 if found["both"] else 1), said
 
 
-def test_a_daemon_that_is_left_alone_makes_as_many_commits_as_are_tried(folder: Path) -> None:
+def test_a_daemon_that_is_left_alone_makes_as_many_commits_as_are_tried(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (found,) = lives(folder, [(None, "before", False)])
     check(found)
     # Heartbeats that are written now and then, and the order of threads, add or save one or two.
     assert abs(found["commits"] - COMMITS) <= 3, found
+    monkeypatch.syspath_prepend(str(SOURCE.parent / "scripts"))
+    the_audit_finds_what_is_planted(Workspace.open(folder / "0"))
+
+
+def the_audit_finds_what_is_planted(space: Workspace) -> None:
+    """An audit that finds nothing proves nothing unless it finds what is there."""
+    audit = importlib.import_module("soak_audit").audit
+    dropped = {hashlib.sha256((space.inbox / "rows.jsonl").read_bytes()).hexdigest(): ["rows.jsonl"]}
+    clean = audit(space, dropped, [])
+    assert (clean.lost, clean.double, clean.corrupt, clean.stuck) == ((), (), (), ())
+
+    assert len(audit(space, {**dropped, "0" * 64: []}, []).lost) == 1, "dropped and never taken"
+    assert audit(space, dropped, [os.getpid()]).stuck == (f"process {os.getpid()} is left",)
+    for pattern in (
+        "inbox/rows.jsonl", "models/*/v001/adapter/adapter_model.safetensors",
+        "runs/*/checkpoints/P1-*/weights.txt", "logs/flight_log.jsonl",
+    ):  # fmt: skip
+        (victim,) = space.root.glob(pattern)
+        whole = victim.read_bytes()
+        victim.write_bytes(whole[:-2] + b"?" + whole[-1:])
+        assert len(audit(space, dropped, []).corrupt) == 1, pattern
+        victim.write_bytes(whole)
+    with sqlite3.connect(space.root / "state.db") as connection:
+        connection.execute("UPDATE versions SET parent_id = NULL, status = 'superseded'")
+    connection.close()
+    assert len(audit(space, dropped, []).lost) == 1, "completed, and in no line"
+    with sqlite3.connect(space.root / "state.db") as connection:
+        connection.execute("UPDATE runs SET status = 'running'")
+    connection.close()
+    assert len(audit(space, dropped, []).stuck) == 1
 
 
 def test_the_daemon_killed_at_seeded_commits(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
