@@ -37,7 +37,7 @@ TARGETS: dict[tuple[tuple[str, ...], bool], int] = {
     ((), True): 25,
     ((WORKER, WRITER), True): 15,
 }
-MOST_WAITING = 3
+MOST_WAITING = 2
 STUCK_SEC = 180.0
 AIM_SEC = 10.0
 STEP_PATIENCE_SEC = 120.0

@@ -60,6 +60,8 @@ class Intake:
         """Files that could not be taken at the last look -> why; replaced at each look."""
         self._noticed: Mapping[str, Noticed] = {}
         self._known = set(call("inbox_known")["keys"])
+        self._unqueued: dict[str, Path] = {}
+        """Key of the content -> run directory of a copy that a killed daemon made and did not queue."""
         # Copies that a killed daemon left unfinished; their originals are still in the inbox.
         OS.remove_tree(self.staging)
 
@@ -77,6 +79,7 @@ class Intake:
             if self.call("inbox_same", dedup_key=key)["run"] is not None:
                 OS.remove_tree(run_dir.path)
             else:
+                self._unqueued[key] = run_dir.path
                 log.warning("%s was copied and never queued; drop it again if it is needed", copies[0])
 
     def look(self) -> Look:
@@ -121,6 +124,8 @@ class Intake:
                 self._seen(entry, "duplicate", same, sha256, f"the same content as {same}")
                 return
             self._queue(take, config, staged, sha256, key)
+            if key in self._unqueued:
+                OS.remove_tree(self._unqueued.pop(key))  # taken again from its original
         finally:
             OS.remove_tree(staged.parent)
 
