@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast, get_args
 from scaler_wizard.errors import ScalerError, SpecError
 from scaler_wizard.jobs.service import Service
 from scaler_wizard.jobs.standing import Standing
+from scaler_wizard.specs.job import LINEAGE_RECIPES
 from scaler_wizard.store import inbox_files, queries, queue
 from scaler_wizard.store.inbox_files import InboxFile, Sighted
 from scaler_wizard.store.states import RunStatus
@@ -59,8 +60,8 @@ class DaemonOperations:
         """{} -> {busy}: follow the config, then look after workers and start what may start."""
         if self.standing.refresh():
             self.service.configure(self.standing.config)
-        blocked = {} if self.standing.problem is None else {"continual": self.standing.problem}
-        self.service.dispatcher.blocked = blocked
+        problem = self.standing.problem
+        self.service.dispatcher.blocked = {} if problem is None else dict.fromkeys(LINEAGE_RECIPES, problem)
         self.service.dispatch()
         return {"busy": bool(self.service.workers.attached)}
 
