@@ -19,7 +19,7 @@ from scaler_wizard.store import queries, queue, versions
 from scaler_wizard.store.checkpoints import CheckpointStore
 from scaler_wizard.store.records import Run, Version
 from scaler_wizard.store.rundir import RunDir
-from scaler_wizard.store.version_files import version_name
+from scaler_wizard.store.version_files import StagedVersion, version_name
 from scaler_wizard.store.workspace import Workspace
 
 STARTS_FROM = ("lineage", "version", "sha256", "base", "adapter")
@@ -54,8 +54,13 @@ def note_parent(connection: Connection, workspace: Workspace, run: Run, run_dir:
     run_dir.write_parent(now)
 
 
-def publish(connection: Connection, workspace: Workspace, run_dir: RunDir) -> Version | None:
+def publish(
+    connection: Connection, workspace: Workspace, run_dir: RunDir, staged: StagedVersion | None = None
+) -> Version | None:
     """Publish what a completed run exported as the lineage's next version; None where it exported none.
+
+    Args:
+        staged: its files, where the slow part was done before.
 
     Raises:
         RunError, ModelError: the export cannot be stored; what was trained is still in the run directory.
@@ -63,7 +68,7 @@ def publish(connection: Connection, workspace: Workspace, run_dir: RunDir) -> Ve
     result = run_dir.result() or {}
     if "version" not in result:
         return None
-    version = versions.publish(connection, workspace, run_dir, result, time.time())
+    version = versions.publish(connection, workspace, run_dir, result, time.time(), staged)
     data = {"lineage": version.lineage, "version": version.number, "status": version.status}
     queries.log_event(connection, run_dir.id, time.time(), "published", data)
     if version.status == "current":

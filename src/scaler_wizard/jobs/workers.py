@@ -71,6 +71,8 @@ class Worker:
     forced: ForcedEnd | None = None
     private_bytes: int = 0
     looked_at: float = float("-inf")
+    closing: Closing | None = None
+    """How it ended, while what it made is laid ready."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,10 @@ class Workers:
     def live(self, now: float) -> Iterator[LiveWorker]:
         """What the watchdog is to look at; `now` on the monotonic clock."""
         for worker in self.attached.values():
+            if worker.closing is not None:
+                # Its version is not published yet: no other run of its lineage may start from the one before.
+                yield LiveWorker(worker.run, "", "save", 0.0, worker.lineage)
+                continue
             if worker.gone_since is not None:
                 continue
             if worker.memory_limit is not None and now - worker.looked_at > MEMORY_SEC:
@@ -245,16 +251,20 @@ class Workers:
         """The workers that have ended since the last look, with nothing of them left; `now` monotonic."""
         closings = []
         for worker in list(self.attached.values()):
-            if worker.forced is not None:
-                worker.forced.step(now)
-            if not self._has_ended(worker, now):
+            if worker.closing is None:
+                if worker.forced is not None:
+                    worker.forced.step(now)
+                if not self._has_ended(worker, now):
+                    continue
+                closing = self._closing(worker)
+                worker.bound.release()
+                worker.closing = self.completion.stage(closing) if closing is not None else None
+            if worker.closing is not None and not worker.closing.is_ready:
                 continue
             del self.attached[worker.run]
-            closing = self._closing(worker)
             self.heartbeats.forget(worker.run)
-            worker.bound.release()
-            if closing is not None:
-                closings.append(closing)
+            if worker.closing is not None:
+                closings.append(worker.closing)
         return closings
 
     def _has_ended(self, worker: Worker, now: float) -> bool:
