@@ -24,8 +24,9 @@ from scaler_wizard.jobs.process import read_ending
 from scaler_wizard.planning.hardware import probe_hardware
 from scaler_wizard.specs.grow import GrowJob
 from scaler_wizard.store.learned_sizes import learned_sizes
+from scaler_wizard.store.oom_kills import oom_kills
 from scaler_wizard.store.rundir import RunDir
-from scaler_wizard.store.training_mark import NAME, oom_kills, read_mark
+from scaler_wizard.store.training_mark import NAME, read_mark
 from scaler_wizard.store.workspace import Workspace
 
 TOKENS = 4096

@@ -19,20 +19,13 @@ from scaler_wizard.jobs.detach import start_detached, wait_until_free
 from scaler_wizard.jobs.standing import load_config, signature_problem
 from scaler_wizard.planning.facts import read_facts
 from scaler_wizard.planning.locate import resolve_model
-from scaler_wizard.specs.commented import commented_yaml
 from scaler_wizard.specs.continual import ContinualConfig
-from scaler_wizard.store.config import config_path
-from scaler_wizard.store.durable import write_atomic
+from scaler_wizard.store.config import config_path, save
 
 app = typer.Typer(
     pretty_exceptions_enable=False, no_args_is_help=True,
     help="A model that keeps learning: drop files into the inbox, go away.",
 )  # fmt: skip
-HEAD = """\
-# What this workspace's daemon learns, and how it runs. Every key is here, with its default.
-# The sections model, lineage, training, data, replay, validation and safety are what you sign:
-# after a change there, sign again with `scaler daemon sign`. The others may change at any time.
-"""
 LIMITS = (
     "  every file keeps to: at most 90% of the free memory, the same questions before and after, a version",
     "  that got worse is held back, nothing is overwritten, your files in the inbox are only read",
@@ -62,7 +55,7 @@ def init(
     config = ContinualConfig.parse(
         {"model": {"base_model": base}, "lineage": {"model_name": name}}, config_path(space).name
     )
-    write_atomic(path, HEAD + commented_yaml(config, leave_out=frozenset({"contract"})))
+    save(space, config)
     typer.echo(f"workspace {space.root}")
     typer.echo(
         f"wrote {path} for {facts.name} ({facts.parameters:,} parameters, context {facts.base_context:,})"

@@ -39,7 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rollback": ("rollback", "Go back to an earlier phase (or undo that)."),
     "watch": ("watch", "Follow a run live."),
     "runs": ("runs", "List runs, or show one."),
-    "models": ("models", "Versions of a model that goes on learning: list, compare, restore, delete."),
+    "models": ("models", "Versions of a model that goes on learning: list, compare, restore, merge, delete."),
     "config": ("config", "Read, change and compare the workspace's settings."),
     "health": ("health", "Check a workspace, and put right what can be put right."),
     "backup": ("backup", "Back up the state of a workspace, and put it back."),

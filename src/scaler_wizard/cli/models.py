@@ -1,4 +1,4 @@
-"""`scaler models list|diff|restore|delete`: the versions of a model that goes on learning."""
+"""`scaler models list|diff|restore|delete|consolidate`: the versions of a model that goes on learning."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from rich.table import Table
 from scaler_wizard.cli.options import JsonOption, WorkspaceOption, existing_workspace, print_json, user_name
 from scaler_wizard.errors import ModelNotFoundError, RunError
 from scaler_wizard.jobs.client import Client
+from scaler_wizard.jobs.consolidation import queue_consolidation
+from scaler_wizard.jobs.standing import load_config
 from scaler_wizard.report.version_diff import VersionDifference, compare
 from scaler_wizard.specs.continual import LEARNING_SECTIONS
 from scaler_wizard.store.rundir import RunDir
+from scaler_wizard.store.version_files import version_name
 from scaler_wizard.store.workspace import Workspace
 
 app = typer.Typer(
     pretty_exceptions_enable=False,
     no_args_is_help=True,
-    help="List, compare, restore and delete model versions.",
+    help="List, compare, restore, merge and delete model versions.",
 )
 VersionArgument = Annotated[str, typer.Argument(help="A version's name, such as v003.")]
 LineageOption = Annotated[
@@ -105,6 +108,30 @@ def delete(
     typer.echo(answer["message"])
     if json:
         print_json(answer)
+
+
+@app.command()
+def consolidate(
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    workspace: WorkspaceOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Merge the current version's adapter into a new base version; the next file trains a fresh adapter."""
+    space = existing_workspace(workspace)
+    config = load_config(space)
+    if not yes:
+        typer.confirm(
+            f"Merge {config.lineage.model_name} into a new base? It is a whole model on your disk; "
+            "the versions before stay.",
+            abort=True,
+        )
+    with Client(space) as client:
+        queued = queue_consolidation(space, config, client.call)
+        daemon = client.hosted and bool(client.call("ping").get("daemon"))
+    then = "the daemon does it when it is free" if daemon else f"`scaler resume {queued.run}` does it now"
+    typer.echo(f"{queued.run} merges {version_name(queued.version)}; {then}")
+    if json:
+        print_json(asdict(queued))
 
 
 def _named(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 
 from sqlalchemy import Connection
 
@@ -20,18 +20,18 @@ from scaler_wizard.jobs import lineage
 from scaler_wizard.jobs.process import Ending
 from scaler_wizard.jobs.rollbacks import Rollbacks
 from scaler_wizard.jobs.schedule import ADVANCED, GAVE_UP, INTERRUPTED, REBOOTED, EndedWorker, Fail, Requeue
+from scaler_wizard.jobs.staging import Staging
 from scaler_wizard.store import attempts, commands, flightlog, gates, phases, queries, queue, registry
 from scaler_wizard.store.checkpoints import CheckpointStore
 from scaler_wizard.store.database import Database, transaction
 from scaler_wizard.store.durable import is_disk_full
 from scaler_wizard.store.lock import boot_id
-from scaler_wizard.store.records import Attempt, ModelKind
+from scaler_wizard.store.records import Attempt
 from scaler_wizard.store.rundir import RunDir
 from scaler_wizard.store.states import Command, RunStatus
 from scaler_wizard.store.workspace import Workspace
 
 log = logging.getLogger(__name__)
-EXPORT_KINDS: tuple[ModelKind, ...] = ("adapter", "merged")
 ENDED = {
     "completed": RunStatus.COMPLETED,
     "paused": RunStatus.PAUSED,
@@ -53,6 +53,13 @@ class Closing:
     attempt: Attempt
     ending: Ending
     ended: EndedWorker
+    staging: Staging | None = None
+    """What it made, laid ready; None where it did not complete."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can be recorded without a long wait."""
+        return self.staging is None or not self.staging.is_running
 
 
 class Completion:
@@ -64,11 +71,19 @@ class Completion:
         self.rollbacks = rollbacks
 
     def close(self, closing: Closing, decided: Requeue | Fail | None) -> None:
-        """Close one attempt as `schedule.settle` decided."""
+        """Close one attempt as `schedule.settle` decided, in one go: of a run that an earlier host left."""
         closing = self.prepare(closing)
         with self.database.session() as connection:
             self.record(connection, closing, decided)
         self.follow(closing, decided)
+
+    def stage(self, closing: Closing) -> Closing:
+        """Begin to hash and lay ready what a completed run made; `prepare` follows when it `is_ready`."""
+        if closing.ending.status != "completed":
+            return closing
+        staging = Staging(self.workspace, self.workspace.run_dir(closing.attempt.run_id))
+        staging.start()
+        return replace(closing, staging=staging)
 
     def prepare(self, closing: Closing) -> Closing:
         """Register and publish what a completed run made, before it counts as completed: a host that dies in
@@ -80,8 +95,12 @@ class Completion:
         if closing.ending.status != "completed":
             return closing
         run_dir = self.workspace.run_dir(closing.attempt.run_id)
-        self._note_problems(run_dir, lambda: self._register(run_dir))
-        return self._publish(run_dir, closing)
+        staging = closing.staging
+        if staging is None:
+            staging = Staging(self.workspace, run_dir)
+            staging.work()
+        self._note_problems(run_dir, partial(self._register, staging))
+        return self._publish(run_dir, closing, staging)
 
     def follow(self, closing: Closing, decided: Requeue | Fail | None) -> None:
         """What comes after the commit: the flight log, and a rollback that was asked for."""
@@ -98,15 +117,17 @@ class Completion:
                 run_dir, lambda: self.rollbacks.roll_back(run_dir.id, target, "asked for at a gate")
             )
 
-    def _publish(self, run_dir: RunDir, closing: Closing) -> Closing:
+    def _publish(self, run_dir: RunDir, closing: Closing, staging: Staging) -> Closing:
         """Publish the version that the run made. What can never be published makes the run a failed one.
 
         Raises:
             ScalerError: the disk is full: the attempt stays open, and is closed another time.
         """
         try:
+            if staging.failure is not None:
+                raise staging.failure
             with self.database.session() as connection:
-                lineage.publish(connection, self.workspace, run_dir)
+                lineage.publish(connection, self.workspace, run_dir, staging.version)
         except ScalerError as error:
             if is_disk_full(error):
                 raise
@@ -197,24 +218,13 @@ class Completion:
                     checkpoint.name, checkpoint.metrics,
                 )  # fmt: skip
 
-    def _register(self, run_dir: RunDir) -> None:
-        """Enter what the run exported into the registry, with its lineage.
-
-        Names carry the content's hash: a run that was rolled back and finished again exports another model.
-        """
-        result = run_dir.result() or {}
-        export = result.get("export") or {}
-        if "model" not in result:
-            return
+    def _register(self, staging: Staging) -> None:
+        """Enter what the run exported into the registry, with its lineage."""
+        if staging.problem is not None:
+            raise staging.problem
         with self.database.session() as connection:
-            path = Path(result["model"]["path"])
-            base = f"{path.name[:40]}-{registry.content_hash(path)[:12]}"
-            registry.register(connection, base, "base", path, time.time())
-            for kind in EXPORT_KINDS:
-                if export.get(kind):
-                    place = Path(export[kind])
-                    name = f"{run_dir.id[:44]}-{kind}-{registry.content_hash(place)[:11]}"
-                    registry.register(
-                        connection, name, kind, place, time.time(),
-                        run_id=run_dir.id, parent=base, metrics=result.get("summary") or {},
-                    )  # fmt: skip
+            for made in staging.models:
+                registry.register(
+                    connection, made.name, made.kind, made.path, time.time(), run_id=made.run_id,
+                    parent=made.parent, metrics=made.metrics, sha256=made.sha256,
+                )  # fmt: skip

@@ -26,6 +26,7 @@ from types import FrameType
 from typing import Any
 
 from scaler_wizard.errors import ScalerError
+from scaler_wizard.jobs.consolidation import queue_consolidation
 from scaler_wizard.jobs.daemon_operations import DaemonOperations
 from scaler_wizard.jobs.host import Host, hosting
 from scaler_wizard.jobs.housekeeping import Housekeeping
@@ -168,6 +169,15 @@ class Daemon:
             self.housekeeping.config = self.standing.config
             for done in self.housekeeping.tick(time.time(), not self._busy):
                 log.info("housekeeping: %s", done)
+            if self.housekeeping.wants_consolidation and self.standing.problem is None:
+                self._ask_for_merge()
+
+    def _ask_for_merge(self) -> None:
+        try:
+            queued = queue_consolidation(self.workspace, self.standing.config, self.host.call)
+            log.info("housekeeping: %s queued: it merges version %d", queued.run, queued.version)
+        except (ScalerError, OSError) as error:
+            log.error("housekeeping: the adapter cannot be merged: %s", error)
 
     def _poll_interval(self) -> float:
         return self.standing.config.queue.poll_interval

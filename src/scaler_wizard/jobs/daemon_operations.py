@@ -13,8 +13,11 @@ from collections.abc import Callable
 from typing import Any, Protocol, cast, get_args
 
 from scaler_wizard.errors import ScalerError, SpecError
+from scaler_wizard.jobs.maintenance import refused_changes
 from scaler_wizard.jobs.service import Service
 from scaler_wizard.jobs.standing import Standing
+from scaler_wizard.specs.continual import ContinualConfig
+from scaler_wizard.specs.job import LINEAGE_RECIPES
 from scaler_wizard.store import inbox_files, queries, queue
 from scaler_wizard.store.inbox_files import InboxFile, Sighted
 from scaler_wizard.store.states import RunStatus
@@ -38,6 +41,7 @@ class DaemonOperations:
         self.service = service
         self.standing = standing
         self.daemon = daemon
+        standing.watch(self._hand_edited)
         self.operations: dict[str, Callable[[Answer], Answer]] = {
             "ping": lambda request: {"pid": os.getpid(), "daemon": True},
             "dispatch": self._dispatch,
@@ -55,12 +59,25 @@ class DaemonOperations:
         """Lift what the daemon before had paused; the runs that go on."""
         return self._lift(QUEUE_PAUSED) + self._lift(DAEMON_ENDED)
 
+    def _hand_edited(self, config: ContinualConfig) -> str | None:
+        """Why nothing is learned under a config: a locked key was changed by hand. None where none was."""
+        with self.service.database.session() as connection:
+            changed = refused_changes(connection, self.service.workspace, config)
+        if not changed:
+            return None
+        item = changed[0]
+        return (
+            f"{item.key} is locked since the first run and was changed by hand from {item.before} to "
+            f"{item.after}; put it back, or say that you mean it: "
+            f"`scaler config set {item.key} {item.after} --unlock --reason TEXT`"
+        )
+
     def _dispatch(self, request: Answer) -> Answer:
         """{} -> {busy}: follow the config, then look after workers and start what may start."""
         if self.standing.refresh():
             self.service.configure(self.standing.config)
-        blocked = {} if self.standing.problem is None else {"continual": self.standing.problem}
-        self.service.dispatcher.blocked = blocked
+        problem = self.standing.problem
+        self.service.dispatcher.blocked = {} if problem is None else dict.fromkeys(LINEAGE_RECIPES, problem)
         self.service.dispatch()
         return {"busy": bool(self.service.workers.attached)}
 

@@ -12,14 +12,13 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from scaler_wizard.errors import ScalerError
-from scaler_wizard.jobs import retention
+from scaler_wizard.jobs import consolidation, retention
 from scaler_wizard.jobs.disk import GB, DiskVerdict, disk_verdict
 from scaler_wizard.jobs.notify import Notifier
 from scaler_wizard.specs.continual import ContinualConfig
 from scaler_wizard.store import backup, flightlog, versions
 from scaler_wizard.store.ballast import Ballast
 from scaler_wizard.store.database import Database
-from scaler_wizard.store.records import Version
 from scaler_wizard.store.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -122,24 +121,9 @@ class Housekeeping:
         return [f"retention: {decided.words()}"]
 
     def _consolidation_due(self) -> bool:
-        after = self.config.retention.consolidate_after
-        if after == 0:
-            return False
         with self.database.session() as connection:
-            return (
-                adapters_in_a_row(versions.list_versions(connection, self.config.lineage.model_name)) >= after
-            )
-
-
-def adapters_in_a_row(rows: tuple[Version, ...]) -> int:
-    """How many versions lead from the last merged base (or the first version) to the current one. Pure."""
-    by_id = {row.id: row for row in rows}
-    version = next((row for row in rows if row.status == "current"), None)
-    number = 0
-    while version is not None and not version.metrics.get("consolidated"):
-        number += 1
-        version = by_id.get(version.parent_id) if version.parent_id is not None else None
-    return number
+            rows = versions.list_versions(connection, self.config.lineage.model_name)
+            return consolidation.is_due(connection, rows, self.config)
 
 
 def snapshot_due(newest: float | None, now: float, at: str) -> bool:

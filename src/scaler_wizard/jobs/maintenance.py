@@ -17,6 +17,8 @@ from sqlalchemy import Connection, select
 
 from scaler_wizard.errors import ModelNotFoundError, SpecError, WrongStateError
 from scaler_wizard.jobs import retention
+from scaler_wizard.jobs.known_names import check_names
+from scaler_wizard.jobs.standing import load_config
 from scaler_wizard.safety.contract import job_hash
 from scaler_wizard.safety.retention import RetentionPlan
 from scaler_wizard.specs.continual import LEARNING_SECTIONS, LOCKED, ContinualConfig, RetentionSection
@@ -103,12 +105,16 @@ class Maintenance:
         key, value = str(request.get("key")), request.get("value")
         before = config.load(self.workspace)
         old = config.value_at(before, key)
-        config.check_change(self.workspace, key, value)
+        check_names(config.check_change(self.workspace, key, value))
         is_locked = False
         with self.database.session() as connection:
-            if key in LOCKED and last_job(connection) is not None:
-                self._check_unlock(key, old, value, request)
-                is_locked = old != value
+            last = last_job(connection)
+            if key in LOCKED and last is not None:
+                # Against what was learned with: a key that was changed by hand can be unlocked as it is.
+                learned = config.flatten(last[1]).get(key, old)
+                is_locked = not _same(self.workspace, key, value, learned)
+                if is_locked:
+                    self._check_unlock(key, learned, request)
             saved = self._backup(connection, "unlock config" if is_locked else "config")
             after = config.change(self.workspace, key, value)
         if key == config.SECRET:  # addresses hold passwords, and the flight log is for others to read
@@ -121,9 +127,7 @@ class Maintenance:
             message += "; a learning section changed: sign again with `scaler daemon sign`"
         return {**data, "sign_again": sign_again, "before": old, "after": value, "message": message}
 
-    def _check_unlock(self, key: str, old: Any, value: Any, request: Answer) -> None:
-        if old == value:
-            return
+    def _check_unlock(self, key: str, old: Any, request: Answer) -> None:
         if not request.get("unlock"):
             raise WrongStateError(
                 f"{key} is locked since the first run: versions before and after would not fit",
@@ -180,7 +184,7 @@ class Maintenance:
             rows = [self._row(connection, row) for row in versions.list_versions(connection)]
             locked: list[Difference] = []
             with contextlib.suppress(SpecError):  # a config that cannot be read is another finding
-                locked = refused_changes(connection, self.workspace, config.load(self.workspace))
+                locked = refused_changes(connection, self.workspace, load_config(self.workspace))
             found = [
                 f"{path.parent.name} {path.name}" for path, _ in versions.orphans(connection, self.workspace)
             ]
@@ -267,8 +271,15 @@ def refused_changes(
     return [
         item
         for item in config.locked_changes(last[1], wanted)
-        if item.key not in unlocked or unlocked[item.key] != item.after
+        if item.key not in unlocked or not _same(workspace, item.key, unlocked[item.key], item.after)
     ]
+
+
+def _same(workspace: Workspace, key: str, written: Any, learned: Any) -> bool:
+    """Whether a value as a person wrote it is the one of a job, whose local paths are absolute."""
+    if key == "model.base_model" and isinstance(written, str) and written != learned:
+        written = str((workspace.root / Path(written).expanduser()).resolve())
+    return bool(written == learned)
 
 
 def _created(connection: Connection, run: str) -> float:

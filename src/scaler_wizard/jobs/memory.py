@@ -2,7 +2,7 @@
 
 RLIMIT_AS would count address space that is only reserved, which torch does by the tens of GiB; RLIMIT_DATA
 counts private writable memory. It binds each process alone, so the host watches their sum beside it
-(`watchdog`). Also reads how many processes the kernel has killed for want of memory.
+(`watchdog`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scaler_wizard.store.names import safe_name
-
-PROC = Path("/proc")
-CGROUP = Path("/sys/fs/cgroup")
+from scaler_wizard.store.oom_kills import CGROUP, PROC, own_cgroup
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ def bind_memory(pid: int, name: str, limit: int, root: Path | None = None) -> Me
         limit: bytes.
         root: the cgroup to make it in; this process's own by default.
     """
-    root = own_cgroup() if root is None else root
+    root = delegated_cgroup() if root is None else root
     group = _make_group(root, name, limit) if root is not None else None
     if group is not None:
         try:
@@ -58,26 +56,13 @@ def bind_memory(pid: int, name: str, limit: int, root: Path | None = None) -> Me
     return MemoryBound(None)
 
 
-def own_cgroup(proc: Path = PROC, root: Path = CGROUP) -> Path | None:
+def delegated_cgroup(proc: Path = PROC, root: Path = CGROUP) -> Path | None:
     """This process's cgroup, where children of it can be given a memory limit; None where not."""
+    folder = own_cgroup(root, proc)
     with contextlib.suppress(OSError):
-        for line in (proc / "self" / "cgroup").read_text().splitlines():
-            if line.startswith("0::"):
-                folder = root / line[3:].lstrip("/")
-                if "memory" in (folder / "cgroup.subtree_control").read_text().split():
-                    return folder
+        if folder and "memory" in (folder / "cgroup.subtree_control").read_text().split():
+            return folder
     return None
-
-
-def memory_kills(group: Path | None = None, proc: Path = PROC) -> int:
-    """Processes killed for want of memory so far: of a cgroup, else of the whole system since its boot."""
-    path = proc / "vmstat" if group is None else group / "memory.events"
-    with contextlib.suppress(OSError, ValueError):
-        for line in path.read_text().splitlines():
-            word, _, number = line.partition(" ")
-            if word == "oom_kill":
-                return int(number)
-    return 0
 
 
 def _make_group(root: Path, name: str, limit: int) -> Path | None:

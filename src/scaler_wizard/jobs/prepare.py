@@ -21,7 +21,6 @@ from scaler_wizard.planning.plan import Plan, make_plan
 from scaler_wizard.planning.templates import load_templates
 from scaler_wizard.specs.continual import ContinualJob
 from scaler_wizard.specs.grow import GrowJob
-from scaler_wizard.specs.job import Job
 from scaler_wizard.specs.job import parse_job as parse_any_job
 from scaler_wizard.specs.yaml_io import read_yaml
 from scaler_wizard.store.learned_sizes import learned_sizes
@@ -32,7 +31,7 @@ from scaler_wizard.store.workspace import Workspace
 class Prepared:
     """A job that can be planned, and its plan."""
 
-    job: Job
+    job: GrowJob | ContinualJob
     facts: ModelFacts
     hardware: Hardware
     sample: DataSample
@@ -78,7 +77,9 @@ def _absolute(job: GrowJob, folder: Path) -> GrowJob:
     return job.model_copy(update={"dataset": dataset.model_copy(update=changes), "model": model})
 
 
-def prepare(job: Job, workspace: Workspace | None, hardware: Hardware | None = None) -> Prepared:
+def prepare(
+    job: GrowJob | ContinualJob, workspace: Workspace | None, hardware: Hardware | None = None
+) -> Prepared:
     """Facts, machine, data sample and plan of a job. Loads no weights.
 
     Raises:

@@ -17,10 +17,12 @@ from pathlib import Path
 from sqlalchemy import Connection, select
 
 from scaler_wizard.errors import CheckpointError, ModelError, RunError, WorkspaceBusyError
+from scaler_wizard.jobs.standing import load_config
 from scaler_wizard.safety.retention import Entry, RetentionPlan, plan_retention
 from scaler_wizard.specs.continual import RetentionSection
 from scaler_wizard.store import backup, registry, versions
 from scaler_wizard.store.checkpoints import CheckpointStore
+from scaler_wizard.store.config import config_path
 from scaler_wizard.store.database import transaction
 from scaler_wizard.store.durable import OS, FileSystem
 from scaler_wizard.store.lock import RunLock
@@ -149,7 +151,10 @@ def _course(workspace: Workspace, run_dir: RunDir, entries: list[Entry]) -> dict
 
 
 def _pointed_to(connection: Connection, workspace: Workspace, now: float) -> Iterator[tuple[str, str]]:
-    """(path relative to the workspace, why) of what registry, versions, replay and snapshots need."""
+    """(path relative to the workspace, why) of what config, registry, versions, replay, snapshots need."""
+    for key, named in _named_in_config(workspace):
+        if (path := _inside(workspace, named)) is not None:
+            yield path, f"{key} in the config names it"
     for model in registry.list_models(connection):
         if (path := _inside(workspace, model.path)) is not None:
             yield path, f"registered as model {model.name}"
@@ -178,14 +183,32 @@ def _pointed_to(connection: Connection, workspace: Workspace, now: float) -> Ite
                     yield str(path), "in the snapshot of today or yesterday"
 
 
+def _named_in_config(workspace: Workspace) -> Iterator[tuple[str, str]]:
+    """(key, absolute path) of files and folders that config.yaml names.
+
+    Raises:
+        SpecError: it cannot be read: then nobody knows what it needs, and nothing is deleted.
+    """
+    if not config_path(workspace).exists():
+        return
+    read = load_config(workspace)
+    yield "model.base_model", read.model.base_model
+    if read.model.tokenizer:
+        yield "model.tokenizer", read.model.tokenizer
+    for key in ("easy", "medium", "hard"):
+        if named := getattr(read.validation, key):
+            yield f"validation.{key}", named
+
+
 def _day(seconds: float) -> tuple[int, ...]:
     return tuple(time.localtime(seconds)[:3])
 
 
 def _inside(workspace: Workspace, path: str) -> str | None:
     place = Path(path)
-    if place.is_absolute() and place.is_relative_to(workspace.root):
-        return str(place.relative_to(workspace.root))
+    for root in (workspace.root, workspace.root.resolve()):
+        if place.is_absolute() and place.is_relative_to(root):
+            return str(place.relative_to(root))
     return None
 
 

@@ -6,10 +6,12 @@ nothing new; what runs goes on with the job it was started with.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from scaler_wizard.errors import ContractNotAcceptedError, ScalerError
+from scaler_wizard.jobs.known_names import check_names
 from scaler_wizard.safety.contract import check_job
 from scaler_wizard.specs.continual import ContinualConfig
 from scaler_wizard.store import config
@@ -20,9 +22,11 @@ def load_config(workspace: Workspace) -> ContinualConfig:
     """Read config.yaml; its relative paths are relative to the workspace.
 
     Raises:
-        SpecError: missing, not YAML, or not a config.
+        SpecError: missing, not YAML, not a config, or a name in it stands for nothing.
     """
-    return _absolute(config.load(workspace), workspace.root)
+    read = config.load(workspace)
+    check_names(read)
+    return _absolute(read, workspace.root)
 
 
 def _absolute(read: ContinualConfig, folder: Path) -> ContinualConfig:
@@ -55,6 +59,8 @@ class Standing:
     workspace: Workspace
     config: ContinualConfig
     problem: str | None = None
+    check: Callable[[ContinualConfig], str | None] | None = None
+    """What else may be wrong with a signed config; set by `watch`."""
     _signature: tuple[int, int] | None = None
 
     @classmethod
@@ -63,6 +69,12 @@ class Standing:
         standing = cls(workspace, load_config(workspace))
         standing.refresh()
         return standing
+
+    def watch(self, check: Callable[[ContinualConfig], str | None]) -> None:
+        """From now on a config that `check` has something to say of starts nothing either."""
+        self.check = check
+        if self.problem is None:
+            self.problem = check(self.config)
 
     def refresh(self) -> bool:
         """Read the file again where it changed; whether it was read anew."""
@@ -73,7 +85,7 @@ class Standing:
             if signature == self._signature:
                 return False
             self.config = load_config(self.workspace)
-            self.problem = signature_problem(self.config)
+            self.problem = signature_problem(self.config) or (self.check(self.config) if self.check else None)
         except (OSError, ScalerError) as error:
             found = error.found if isinstance(error, ScalerError) else str(error)
             self.problem = f"{path.name} cannot be used: {found}; mend it"

@@ -6,6 +6,7 @@ lives; the database says what was decided. Whether a run is tried again is `sche
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -20,7 +21,7 @@ from scaler_wizard.jobs import lineage
 from scaler_wizard.jobs.completion import Closing, Completion
 from scaler_wizard.jobs.force import ForcedEnd
 from scaler_wizard.jobs.heartbeats import Heartbeats
-from scaler_wizard.jobs.memory import MemoryBound, bind_memory, memory_kills
+from scaler_wizard.jobs.memory import MemoryBound, bind_memory
 from scaler_wizard.jobs.process import read_ending, start_worker
 from scaler_wizard.jobs.schedule import (
     RETRY_DELAY_SEC,
@@ -36,9 +37,11 @@ from scaler_wizard.planning.plan import MEMORY_FRACTION
 from scaler_wizard.store import attempts, commands, queries, queue
 from scaler_wizard.store.database import Database, transaction
 from scaler_wizard.store.lock import DeviceLock, RunLock, boot_id, is_locked
+from scaler_wizard.store.oom_kills import oom_kills
 from scaler_wizard.store.records import Host, Run
 from scaler_wizard.store.rundir import RunDir
 from scaler_wizard.store.states import ACTIVE, RunStatus
+from scaler_wizard.store.training_mark import note_killed
 from scaler_wizard.store.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -61,12 +64,15 @@ class Worker:
     """The adopted worker's own process, where the system shows it."""
     memory_limit: int | None = None
     bound: MemoryBound = field(default_factory=lambda: MemoryBound(None))
-    kills_before: int = 0
+    kills_before: int | None = None
+    """The kernel's count when it was attached; None where it was not, or the kernel does not say."""
     gone_since: float | None = None
     """Monotonic time at which it had ended while something still held its lock."""
     forced: ForcedEnd | None = None
     private_bytes: int = 0
     looked_at: float = float("-inf")
+    closing: Closing | None = None
+    """How it ended, while what it made is laid ready."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +158,7 @@ class Workers:
             self._not_started(claim, error)
             raise
         worker = Worker(run.id, claim.token, claim.device, run.lineage, process)
-        worker.kills_before = memory_kills()
+        worker.kills_before = oom_kills()
         limit = memory_limit_of(run_dir)
         if limit is not None:
             worker.memory_limit = limit
@@ -187,7 +193,7 @@ class Workers:
             leader = next((process for process in found if process.pid == process.session), None)
             worker = Worker(run.id, token, device_of(run_dir), run.lineage, None, leader)
             worker.memory_limit = memory_limit_of(run_dir)
-            worker.kills_before = memory_kills()
+            worker.kills_before = oom_kills()
             self.attached[run.id] = worker
             # Its clock starts now: what it did while nobody listened is not known.
             self.heartbeats.note(run.id, token, time.monotonic())
@@ -211,6 +217,10 @@ class Workers:
     def live(self, now: float) -> Iterator[LiveWorker]:
         """What the watchdog is to look at; `now` on the monotonic clock."""
         for worker in self.attached.values():
+            if worker.closing is not None:
+                # Its version is not published yet: no other run of its lineage may start from the one before.
+                yield LiveWorker(worker.run, "", "save", 0.0, worker.lineage)
+                continue
             if worker.gone_since is not None:
                 continue
             if worker.memory_limit is not None and now - worker.looked_at > MEMORY_SEC:
@@ -245,19 +255,23 @@ class Workers:
         """
         closings = []
         for worker in list(self.attached.values()):
-            if worker.forced is not None:
-                worker.forced.step(now)
-            if not self._has_ended(worker, now):
-                continue
-            try:
-                closing = self._closing(worker)
-            except ScalerError as error:
-                log.error("run %s has ended, and is closed later: %s", worker.run, error)
+            if worker.closing is None:
+                if worker.forced is not None:
+                    worker.forced.step(now)
+                if not self._has_ended(worker, now):
+                    continue
+                try:
+                    closing = self._closing(worker)
+                except ScalerError as error:
+                    log.error("run %s has ended, and is closed later: %s", worker.run, error)
+                    continue
+                worker.closing = self.completion.stage(closing) if closing is not None else None
+            if worker.closing is not None and not worker.closing.is_ready:
                 continue
             del self.attached[worker.run]
             self._collected.append(worker)
-            if closing is not None:
-                closings.append(closing)
+            if worker.closing is not None:
+                closings.append(worker.closing)
         return closings
 
     def let_go(self) -> None:
@@ -269,7 +283,9 @@ class Workers:
 
     def take_back(self) -> None:
         """What was collected could not be closed (a full or locked database): the next look does it again."""
-        self.attached |= {worker.run: worker for worker in self._collected}
+        for worker in self._collected:
+            worker.closing = None  # staged anew: what was published halfway is recognised by its hash
+            self.attached[worker.run] = worker
         self._collected.clear()
 
     def _has_ended(self, worker: Worker, now: float) -> bool:
@@ -318,20 +334,31 @@ class Workers:
         if not earlier or earlier[0].ended is not None:
             return None
         newest = earlier[0]
-        kills = max(0, memory_kills() - worker.kills_before) if worker.token else 0
-        group = worker.bound.group
         ending = read_ending(
             run_dir, newest.number, worker.process.returncode if worker.process else None,
             killed_for=worker.forced.kill.cause if worker.forced else "",
             killed_because=worker.forced.kill.why if worker.forced else "",
-            memory_kills=memory_kills(group) if group else kills,
+            memory_kills=_kills(worker),
         )  # fmt: skip
+        if ending.cause == "oom_kill":
+            # The next attempt begins with half the size. Without the note it only tries what this one did.
+            with contextlib.suppress(OSError):
+                note_killed(run_dir, newest.number)
         crashes = count_crashes(earlier[1:], boot_id(), time.monotonic(), self.rules.restart_window_sec)
         ended = EndedWorker(
             run.id, ending.status, ending.clean, ending.cause, ending.reason, ending.advice, run.retries,
             crashes + (newest.boot_id == boot_id()), run.lineage, ending.rollback_to is not None,
         )  # fmt: skip
         return Closing(newest, ending, ended)
+
+
+def _kills(worker: Worker) -> int:
+    """Processes that the kernel killed for memory while the worker was attached: of its own cgroup, where it
+    has one, else of ours or of the machine."""
+    if worker.bound.group is not None:
+        return oom_kills(group=worker.bound.group) or 0
+    now = oom_kills()
+    return 0 if now is None or worker.kills_before is None else max(0, now - worker.kills_before)
 
 
 def device_of(run_dir: RunDir) -> str:

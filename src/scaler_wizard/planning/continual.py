@@ -17,6 +17,7 @@ from scaler_wizard.planning.plan import Plan, assemble
 from scaler_wizard.planning.settings import resolve
 from scaler_wizard.planning.templates import SHIPPED
 from scaler_wizard.specs.continual import ContinualJob
+from scaler_wizard.specs.job import LineageJob
 from scaler_wizard.store.learned_sizes import LearnedSize
 
 DIFFICULTIES = 3
@@ -59,7 +60,7 @@ def make_continual_plan(
     return assemble(job, facts, settings, phases, notes)
 
 
-def row_limit(job: ContinualJob, facts: ModelFacts) -> int:
+def row_limit(job: LineageJob, facts: ModelFacts) -> int:
     """Longest row in tokens.
 
     Raises:

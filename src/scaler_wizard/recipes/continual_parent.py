@@ -1,4 +1,4 @@
-"""The version that a file's training starts from, as the host wrote it into the run directory."""
+"""The version that a run of a lineage starts from, as the host wrote it into the run directory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scaler_wizard.errors import RunError
-from scaler_wizard.specs.continual import ContinualJob
+from scaler_wizard.specs.job import LineageJob
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Parent:
         return f"{self.lineage} v{self.version:03d}" if self.version is not None else "the base model"
 
 
-def read_parent(value: Mapping[str, Any] | None, job: ContinualJob) -> Parent:
+def read_parent(value: Mapping[str, Any] | None, job: LineageJob) -> Parent:
     """parent.json as a record; the job's base model where there is none.
 
     Raises:

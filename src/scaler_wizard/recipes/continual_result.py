@@ -17,6 +17,7 @@ from scaler_wizard.recipes.session import ModelSession
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.runs.phase import Metrics
 from scaler_wizard.specs.continual import ContinualJob
+from scaler_wizard.specs.job import LineageJob
 from scaler_wizard.store.rundir import RunDir
 
 NO_BASELINE: dict[str, Any] = {"chance": None, "baseline": None}
@@ -69,7 +70,7 @@ def continual_result(
         "recipe": "continual",
         "status": "completed",
         "seed": job.training.seed,
-        "model": _model(job, before),
+        "model": model_record(job, before["weights_sha256"]),
         "parent": {"lineage": parent.lineage, "version": parent.version},
         "file": {"name": job.file.name, "sha256": job.file.sha256, **rows},
         "version": {
@@ -88,13 +89,13 @@ def continual_result(
     }
 
 
-def _model(job: ContinualJob, before: Metrics) -> Metrics:
+def model_record(job: LineageJob, digest: str) -> Metrics:
+    """The model that the lineage started from; `digest`: hash of the base's weights as it was loaded."""
     path = resolve_model(job.model.base_model, job.model.revision)
     facts = read_facts(path, allow_remote_code=job.model.trust_remote_code)
     return {
         "name": facts.name, "path": facts.path, "parameters": facts.parameters,
-        "architecture": facts.architecture, "sha256": before["weights_sha256"],
-        "weights_sha256": before["weights_sha256"],
+        "architecture": facts.architecture, "sha256": digest, "weights_sha256": digest,
     }  # fmt: skip
 
 

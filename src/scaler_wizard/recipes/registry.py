@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from scaler_wizard.planning.plan import Plan
+from scaler_wizard.recipes.consolidate import ConsolidateRecipe
 from scaler_wizard.recipes.continual import ContinualRecipe
 from scaler_wizard.recipes.grow import GrowRecipe
 from scaler_wizard.runs.phase import Recipe
@@ -15,4 +16,5 @@ from scaler_wizard.store.rundir import RunDir
 RECIPES: dict[str, Callable[[Any, Plan, RunDir], Recipe]] = {
     "grow": GrowRecipe,
     "continual": ContinualRecipe,
+    "consolidate": ConsolidateRecipe,
 }

@@ -22,10 +22,10 @@ from scaler_wizard.planning.phases import ENOUGH_TOKENS
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.safety.limits import check_memory
 from scaler_wizard.store.learned_sizes import Cause, LearnedSize, remember
+from scaler_wizard.store.oom_kills import oom_kills
 from scaler_wizard.store.training_mark import (
     TrainingMark,
     killed_for_memory,
-    oom_kills,
     read_mark,
     write_mark,
 )

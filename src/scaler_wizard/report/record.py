@@ -24,10 +24,10 @@ GROW_SECTIONS = {
     "samples": "generated samples",
 }
 RESULT_SECTIONS = {
-    "table": "the comparison of before and after",
     "memory": "predicted and measured memory",
     "export": "the export",
 }
+TABLE_SECTION = {"table": "the comparison of before and after"}
 
 
 @dataclass(frozen=True)
@@ -149,10 +149,9 @@ def load_record(run_dir: Path) -> Record:
     if reader.skipped:
         missing.append(f"{reader.skipped} damaged line(s) of events.jsonl were skipped")
     if result:
-        own = {} if result.get("recipe") == "continual" else GROW_SECTIONS
         missing += [
             f"result.json says nothing about {what}"
-            for key, what in (RESULT_SECTIONS | own).items()
+            for key, what in _sections(result.get("recipe")).items()
             if not result.get(key)
         ]
     status, reason, advice = _status(events, result)
@@ -163,6 +162,13 @@ def load_record(run_dir: Path) -> Record:
         needle=_needle(result), needle_chance=number(mapping(result.get("needle")).get("chance")),
         candidates=_candidates(result),
     )  # fmt: skip
+
+
+def _sections(recipe: object) -> dict[str, str]:
+    """What the result of a recipe should hold: a merge changes nothing, so that nothing is compared."""
+    if recipe == "consolidate":
+        return RESULT_SECTIONS
+    return RESULT_SECTIONS | TABLE_SECTION | ({} if recipe == "continual" else GROW_SECTIONS)
 
 
 def metrics_of(result: Mapping[str, Any]) -> tuple[Metric, ...]:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from scaler_wizard.errors import ContractNotAcceptedError
-from scaler_wizard.specs.continual import LEARNING_SECTIONS, ContinualConfig, ContinualJob
+from scaler_wizard.specs.continual import LEARNING_SECTIONS, ConsolidateJob, ContinualConfig, ContinualJob
 from scaler_wizard.specs.contract import CONTRACT_VERSION, SIGNOFF, Contract
 from scaler_wizard.specs.grow import GrowJob
 
@@ -41,14 +41,14 @@ class SignedContract:
     """SHA-256 of the contract's canonical JSON, stored with the run."""
 
 
-Signable = GrowJob | ContinualJob | ContinualConfig
+Signable = GrowJob | ContinualJob | ConsolidateJob | ContinualConfig
 _Job = TypeVar("_Job", GrowJob, ContinualJob, ContinualConfig)
 
 
 def job_hash(job: Signable) -> str:
     """SHA-256 (hex) of the canonical JSON of what is signed: a job without its contract.
 
-    Of a continual job or config the learning sections: one signature covers every file.
+    Of a continual job or config the learning sections: one signature covers every file and merge.
 
     Defaults are part of what is hashed: a release that changes a default changes what would be run, and
     so needs a new signature.

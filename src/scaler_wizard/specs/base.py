@@ -7,6 +7,7 @@ labels are generated from it, so it is written once.
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -82,7 +83,12 @@ def _explain(cls: type[BaseModel], error: ValidationError, where: str) -> SpecEr
         return SpecError(f'"{path}" is missing{more}', "a value for it", f"add {path} to the {where} file")
     if first["type"] == "value_error":
         return SpecError(f"{path}: {message}{more}")
-    return SpecError(f"{path} is {_kind(first['input'])}{more}", message[0].lower() + message[1:])
+    expected = message[0].lower() + message[1:]
+    near: list[str] = []
+    if first["type"] == "literal_error" and isinstance(first["input"], str):
+        near = difflib.get_close_matches(first["input"], re.findall("'([^']*)'", expected), n=1, cutoff=0.5)
+    todo = f'did you mean "{near[0]}"?' if near else ""
+    return SpecError(f"{path} is {_kind(first['input'])}{more}", expected, todo)
 
 
 def _field_at(model: type[BaseModel] | None, part: int | str) -> FieldInfo | None:

@@ -15,13 +15,14 @@ WIDTH = 100
 INDENT = "  "
 
 
-def commented_yaml(spec: Spec, *, leave_out: frozenset[str] = frozenset()) -> str:
-    """All keys of `spec` with their values, each below its documentation; `parse_yaml` reads back the same.
+def commented_yaml(spec: Spec, *, leave_out: frozenset[str] = frozenset(), only_set: bool = False) -> str:
+    """The keys of `spec` with their values, each below its documentation; `parse_yaml` reads back the same.
 
     Args:
         leave_out: top-level keys that are not written.
+        only_set: without the keys that were left at their defaults.
     """
-    value = spec.model_dump(mode="json", by_alias=True)
+    value = spec.model_dump(mode="json", by_alias=True, exclude_unset=only_set)
     kept = {key: item for key, item in value.items() if key not in leave_out}
     return "\n".join(_lines(type(spec), kept, "")) + "\n"
 

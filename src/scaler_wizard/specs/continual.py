@@ -1,13 +1,14 @@
 """The `continual` recipe: what a workspace's daemon learns, and the job of one file dropped into its inbox.
 
 `ContinualConfig` is the workspace's `config.yaml`. Its learning sections are what a person signs; each file
-becomes a `ContinualJob` with exactly these sections, so that one signature covers every file. How the daemon
-runs (queue, disk, retention, notifications) may change without a new signature.
+becomes a `ContinualJob`, each merge of an adapter a `ConsolidateJob`, with exactly these sections, so that
+one signature covers them all. How the daemon runs (queue, disk, retention, notifications) may change without
+a new signature.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -247,6 +248,19 @@ class ContinualJob(_Learning):
         )  # fmt: skip
 
 
+class ConsolidateJob(_Learning):
+    """Merge a lineage's adapter into a new base version; it learns nothing."""
+
+    recipe: Literal["consolidate"] = "consolidate"
+    """Which recipe this job is for."""
+    name: Annotated[str, Field(pattern=NAME_PATTERN)] = "merge"
+    """Name of the run's folder."""
+    version: Annotated[int, Field(ge=1, le=999_999_999)]
+    """Number of the version to merge; it must still be the current one when the run starts."""
+    contract: Contract | None = None
+    """The workspace's standing contract."""
+
+
 class ContinualConfig(_Learning):
     """The workspace's config.yaml."""
 
@@ -272,5 +286,11 @@ class ContinualConfig(_Learning):
 
     def job(self, name: str, file: FileSection) -> ContinualJob:
         """The job of one file, under this config's contract."""
-        learning = {section: getattr(self, section) for section in LEARNING_SECTIONS}
-        return ContinualJob(name=name, file=file, contract=self.contract, **learning)
+        return ContinualJob(name=name, file=file, contract=self.contract, **self._learning())
+
+    def consolidation(self, name: str, version: int) -> ConsolidateJob:
+        """The job that merges a version, under this config's contract."""
+        return ConsolidateJob(name=name, version=version, contract=self.contract, **self._learning())
+
+    def _learning(self) -> dict[str, Any]:
+        return {section: getattr(self, section) for section in LEARNING_SECTIONS}

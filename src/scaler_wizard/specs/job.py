@@ -5,12 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from scaler_wizard.errors import SpecError
-from scaler_wizard.specs.continual import ContinualJob
+from scaler_wizard.specs.continual import ConsolidateJob, ContinualJob
 from scaler_wizard.specs.grow import GrowJob
 
-Job = GrowJob | ContinualJob
+LineageJob = ContinualJob | ConsolidateJob
+"""Jobs that start from a version of a lineage and leave the next one."""
+LINEAGE_RECIPES = ("continual", "consolidate")
+"""Their recipes: what one standing contract covers."""
+Job = GrowJob | LineageJob
 
-JOBS: dict[str, type[GrowJob] | type[ContinualJob]] = {"grow": GrowJob, "continual": ContinualJob}
+JOBS: dict[str, type[GrowJob] | type[ContinualJob] | type[ConsolidateJob]] = {
+    "grow": GrowJob,
+    "continual": ContinualJob,
+    "consolidate": ConsolidateJob,
+}
 
 
 def parse_job(value: object) -> Job:

@@ -13,17 +13,19 @@ from typing import Any
 
 from scaler_wizard.errors import SpecError, WorkspaceError
 from scaler_wizard.specs.base import inner_model, key_of
+from scaler_wizard.specs.commented import commented_yaml
 from scaler_wizard.specs.continual import LEARNING_SECTIONS, LOCKED, ContinualConfig
 from scaler_wizard.specs.documentation import field_help
-from scaler_wizard.specs.yaml_io import dump_yaml, parse_yaml, read_yaml
+from scaler_wizard.specs.yaml_io import parse_yaml, read_yaml
 from scaler_wizard.store.durable import OS, FileSystem, write_atomic
 from scaler_wizard.store.workspace import Workspace
 from scaler_wizard.store.yaml_edit import set_key, with_key
 
 HEAD = """\
-# What this workspace's daemon learns, and how it runs. Keys that are left out have their defaults:
+# What this workspace's daemon learns, and how it runs. A key that is left out has its default;
 # `scaler config get` shows all of them, `scaler config set KEY VALUE` changes one.
-# After a change of a learning section, sign again: `scaler daemon sign`.
+# The sections model, lineage, training, data, replay, validation and safety are what you sign:
+# after a change there, sign again with `scaler daemon sign`. The others may change at any time.
 """
 SECRET = "notify.urls"  # noqa: S105 (a key's name: its values are never shown)
 HIDDEN = "(not shown)"
@@ -68,8 +70,8 @@ def read_mapping(workspace: Workspace) -> dict[str, Any]:
 
 
 def save(workspace: Workspace, config: ContinualConfig, fs: FileSystem = OS) -> None:
-    """Write a config anew, with the meaning of each key that is not at its default beside it."""
-    _write(config_path(workspace), render(config.model_dump(mode="json", exclude_unset=True)), fs)
+    """Write a config anew: every key, defaults too, with its meaning above it."""
+    _write(config_path(workspace), _text(config), fs)
 
 
 def check_change(workspace: Workspace, key: str, value: Any) -> ContinualConfig:
@@ -86,7 +88,7 @@ def change(workspace: Workspace, key: str, value: Any, fs: FileSystem = OS) -> C
     config = check_change(workspace, key, value)
     path = config_path(workspace)
     text = set_key(path.read_text(encoding="utf-8"), key, value)
-    _write(path, text or render(with_key(read_mapping(workspace), key, value)), fs)
+    _write(path, text or _text(config, only_set=True), fs)
     return config
 
 
@@ -109,16 +111,6 @@ def value_at(config: ContinualConfig, key: str) -> Any:
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value
-
-
-def render(mapping: Mapping[str, Any]) -> str:
-    """The file's text, each key's meaning as a comment above it."""
-    lines = [HEAD.rstrip("\n")]
-    for section, value in mapping.items():
-        about = field_help(section, ContinualConfig).description.split("\n")[0]
-        lines += ["", f"# {about}"]
-        lines += _section(section, value) if isinstance(value, dict) and value else _plain(section, value, 0)
-    return "\n".join(lines) + "\n"
 
 
 def differences(
@@ -170,16 +162,9 @@ def known_keys() -> list[str]:
     return walk(ContinualConfig, "")
 
 
-def _section(name: str, value: Mapping[str, Any]) -> list[str]:
-    lines = [f"{name}:"]
-    for key, item in value.items():
-        about = field_help(f"{name}.{key}", ContinualConfig).description.split("\n")[0]
-        lines += [f"  # {about}", *_plain(key, item, 2)]
-    return lines
-
-
-def _plain(key: str, value: Any, indent: int) -> list[str]:
-    return [" " * indent + line for line in dump_yaml({key: value}).rstrip("\n").split("\n")]
+def _text(config: ContinualConfig, *, only_set: bool = False) -> str:
+    unsigned = frozenset({"contract"}) if config.contract is None else frozenset()
+    return HEAD + commented_yaml(config, leave_out=unsigned, only_set=only_set)
 
 
 def _write(path: Path, text: str, fs: FileSystem) -> None:

@@ -51,18 +51,20 @@ def register(
     run_id: str | None = None,
     parent: str | None = None,
     metrics: Mapping[str, Any] | None = None,
+    sha256: str | None = None,
 ) -> Model:
-    """Hash and record a model. The same name with the same content again returns the first record.
+    """Record a model under its content's hash. The same name and content again returns the first record.
 
     Args:
         run_id: the run that made it.
         parent: name of the registered model that it was made from.
+        sha256: its `content_hash`, where it was taken before; taken here otherwise.
 
     Raises:
         WorkspaceError: the name is unsafe, taken by other content, or `run_id` is unknown.
         ModelNotFoundError: no such path, or no such parent.
     """
-    digest = content_hash(path)
+    digest = sha256 or content_hash(path)
     values = {
         "name": safe_name(name, "model name"), "kind": kind, "path": str(path.absolute()), "sha256": digest,
         "run_id": run_id, "created": now, "metrics": dict(metrics or {}),

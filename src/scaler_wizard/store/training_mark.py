@@ -9,8 +9,7 @@ SIGKILL is taken for a person's, and the next attempt does exactly what this one
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 
 from scaler_wizard.store.durable import json_text, write_atomic
 from scaler_wizard.store.rundir import RunDir
@@ -34,6 +33,8 @@ class TrainingMark:
     """Whether it was training when it last spoke."""
     oom_kills: int | None = None
     """The kernel's count when this attempt began to train; None where it is not to be read."""
+    killed: bool = False
+    """Whether the host saw it killed for want of memory: a cgroup of its own takes its count with it."""
 
 
 def write_mark(run: RunDir, mark: TrainingMark) -> None:
@@ -48,8 +49,9 @@ def read_mark(run: RunDir) -> TrainingMark | None:
             value = json.loads(file.read(MAX_BYTES + 1)[:MAX_BYTES])
         sizes = tuple((first, tokens) for first, tokens in value["sizes"])
         mark = TrainingMark(
-            str(value["training"]), int(value["attempt"]), sizes, value["active"] is True, value["oom_kills"]
-        )
+            str(value["training"]), int(value["attempt"]), sizes, value["active"] is True, value["oom_kills"],
+            value.get("killed") is True,
+        )  # fmt: skip
     except (OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError):
         return None
     steps = [first for first, _ in sizes]
@@ -64,38 +66,16 @@ def read_mark(run: RunDir) -> TrainingMark | None:
     return mark if right else None
 
 
-def oom_kills(root: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")) -> int | None:
-    """Processes the kernel has killed for want of memory: in this control group, else on this machine.
-
-    The group's own count first (version 2, memory.events), so that a neighbour's accident is not ours.
-    """
-    try:
-        lines = (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
-        own = next(line[3:].strip("/") for line in lines if line.startswith("0::"))
-        if ".." not in own.split("/"):
-            found = _count(root / own / "memory.events")
-            if found is not None:
-                return found
-    except (OSError, StopIteration, UnicodeDecodeError):
-        pass  # no version 2 hierarchy: the machine's count
-    return _count(proc / "vmstat")
+def note_killed(run: RunDir, attempt: int) -> None:
+    """Write down for the next attempt that this one was killed for want of memory while it trained."""
+    mark = read_mark(run)
+    if mark is not None and mark.active and mark.attempt == attempt:
+        write_mark(run, replace(mark, killed=True))
 
 
 def killed_for_memory(mark: TrainingMark | None, now: int | None) -> bool:
-    """Whether the kernel killed for memory since the mark's attempt began to train, and it never ended."""
-    return (
-        mark is not None
-        and mark.active
-        and mark.oom_kills is not None
-        and now is not None
-        and now > mark.oom_kills
-    )
-
-
-def _count(path: Path) -> int | None:
-    try:
-        lines = path.read_text(encoding="ascii").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return None
-    words = (line.split() for line in lines)
-    return next((int(w[1]) for w in words if len(w) == 2 and w[0] == "oom_kill" and w[1].isdigit()), None)
+    """Whether the mark's attempt was killed for memory while it trained: the host saw it, or the kernel's
+    count, which is `now` today, has grown since."""
+    if mark is None or not mark.active:
+        return False
+    return mark.killed or (mark.oom_kills is not None and now is not None and now > mark.oom_kills)

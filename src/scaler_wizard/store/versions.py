@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, insert, select, update
 
 from scaler_wizard.errors import ModelError, ModelNotFoundError, WrongStateError
-from scaler_wizard.specs.continual import ContinualJob
+from scaler_wizard.specs.job import LineageJob
 from scaler_wizard.store.database import transaction
 from scaler_wizard.store.durable import OS, FileSystem
 from scaler_wizard.store.names import contained
@@ -37,7 +37,7 @@ from scaler_wizard.store.workspace import Workspace
 TRASH = ".trash-"
 
 
-def parent_record(connection: Connection, workspace: Workspace, job: ContinualJob) -> dict[str, Any]:
+def parent_record(connection: Connection, workspace: Workspace, job: LineageJob) -> dict[str, Any]:
     """What a run of this lineage starts from; the host writes it as parent.json.
 
     {lineage, version: number of the current version or null, base: model directory or the name from the

@@ -7,8 +7,9 @@ from datetime import datetime
 
 import pytest
 
+from scaler_wizard.jobs.consolidation import adapters_in_a_row
 from scaler_wizard.jobs.disk import disk_verdict
-from scaler_wizard.jobs.housekeeping import Housekeeping, adapters_in_a_row, snapshot_due
+from scaler_wizard.jobs.housekeeping import Housekeeping, snapshot_due
 from scaler_wizard.jobs.notify import Notifier
 from scaler_wizard.specs.continual import ContinualConfig, DiskSection
 from scaler_wizard.store import backup, flightlog

@@ -10,8 +10,9 @@ import pytest
 
 from scaler_wizard.jobs.disk import disk_verdict
 from scaler_wizard.jobs.heartbeats import WRITE_EVERY_SEC, Heartbeats, Sign
-from scaler_wizard.jobs.memory import bind_memory, memory_kills, own_cgroup
+from scaler_wizard.jobs.memory import bind_memory, delegated_cgroup
 from scaler_wizard.specs.continual import DiskSection
+from scaler_wizard.store.oom_kills import oom_kills
 
 MIB = 1 << 20
 
@@ -65,16 +66,16 @@ def test_a_cgroup_gets_the_limit_and_the_process(tmp_path: Path) -> None:
     assert (group / "memory.max").read_text() == str(300 * MIB)
     assert (group / "cgroup.procs").read_text() == str(process.pid)
     (group / "memory.events").write_text("low 0\noom 3\noom_kill 2\n")
-    assert memory_kills(group) == 2
+    assert oom_kills(group=group) == 2
 
 
 def test_where_this_process_may_not_make_a_cgroup_there_is_none(tmp_path: Path) -> None:
     (tmp_path / "self").mkdir()
     (tmp_path / "self" / "cgroup").write_text("4:memory:/x\n0::/scope\n")
     (tmp_path / "scope").mkdir()
-    assert own_cgroup(tmp_path, tmp_path) is None
+    assert delegated_cgroup(tmp_path, tmp_path) is None
     (tmp_path / "scope" / "cgroup.subtree_control").write_text("cpu memory pids\n")
-    assert own_cgroup(tmp_path, tmp_path) == tmp_path / "scope"
+    assert delegated_cgroup(tmp_path, tmp_path) == tmp_path / "scope"
 
 
 def test_disk_verdict_at_its_limits() -> None:

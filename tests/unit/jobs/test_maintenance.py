@@ -5,15 +5,22 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from scaler_wizard.data.profiles import PROFILES
 from scaler_wizard.errors import ModelNotFoundError, SpecError, WorkspaceError, WrongStateError
 from scaler_wizard.jobs import retention
+from scaler_wizard.jobs.daemon_operations import DaemonOperations
 from scaler_wizard.jobs.health_checks import file_checks
 from scaler_wizard.jobs.service import Service
+from scaler_wizard.jobs.standing import Standing, load_config
+from scaler_wizard.safety.contract import sign
+from scaler_wizard.specs.continual import ProfileName
+from scaler_wizard.specs.yaml_io import dump_yaml
 from scaler_wizard.store import backup, config, flightlog, versions
 from scaler_wizard.store.ballast import Ballast
 from scaler_wizard.store.checkpoints import CheckpointStore
@@ -25,6 +32,8 @@ from scaler_wizard.store.states import RunStatus
 from scaler_wizard.store.workspace import Workspace
 
 Ask = Callable[..., dict[str, Any]]
+# A server has its own backups and its own disk.
+sqlite_only = pytest.mark.parametrize("service", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
@@ -100,6 +109,84 @@ def test_a_locked_key_changed_by_hand_is_found(ask: Ask, service: Service, works
     assert [row["key"] for row in ask("health_facts")["locked"]] == ["lineage.model_name"]
 
 
+def test_a_key_changed_by_hand_starts_nothing_until_it_is_unlocked_or_put_back(
+    ask: Ask, service: Service, workspace: Workspace
+) -> None:
+    run = learned(service, workspace, "a")
+    with service.database.session() as connection:
+        set_status(connection, run.id, RunStatus.QUEUED, time.time())
+    sign_config(workspace)
+    standing = Standing.open(workspace)
+    daemon = DaemonOperations(service, standing, Ends())
+    assert standing.problem is None
+
+    def problem() -> str:
+        sign_config(workspace)
+        daemon.operations["dispatch"]({})
+        (row,) = service.handle({"op": "queue"})["queued"]
+        assert row["why"] == standing.problem
+        assert service.dispatcher.blocked["consolidate"] == standing.problem
+        return standing.problem or ""
+
+    config.change(workspace, "lineage.max_length", 64)
+    assert "lineage.max_length is locked since the first run" in problem()
+    assert "from None to 64" in problem()
+    with pytest.raises(WrongStateError):
+        ask("config_set", key="lineage.max_length", value=64)
+    ask("config_set", key="lineage.max_length", value=64, unlock=True, reason="longer rows")
+    sign_config(workspace)
+    service.handle({"op": "hold"})
+    daemon.operations["dispatch"]({})
+    assert standing.problem is None
+    service.handle({"op": "release"})
+    config.change(workspace, "lineage.max_length", 32)
+    sign_config(workspace)
+    assert "to 32" in problem()
+    ask("config_set", key="lineage.max_length", value=None)
+    sign_config(workspace)
+    service.handle({"op": "hold"})
+    daemon.operations["dispatch"]({})
+    assert standing.problem is None, "what the last run learned with needs no unlock"
+
+
+class Ends:
+    """A daemon that nothing is asked of."""
+
+    def end(self, now: bool, why: str) -> float:
+        raise AssertionError("nobody ends it here")
+
+
+def sign_config(workspace: Workspace) -> None:
+    """As a person would have signed it just now."""
+    signed = sign(load_config(workspace), "A Person", None, None, datetime.now(UTC), "a sitting")
+    assert signed.contract is not None
+    config.change(workspace, "contract", signed.contract.model_dump(mode="json"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "nearest"),
+    [("validation.tasks", ["copy", "revers"], "reverse"), ("data.profile", "regime4", "regime3")],
+)
+def test_names_that_stand_for_nothing_are_refused_before_a_worker_meets_them(
+    ask: Ask, workspace: Workspace, key: str, value: Any, nearest: str
+) -> None:
+    before = config.config_path(workspace).read_bytes()
+    with pytest.raises(SpecError) as refused:
+        ask("config_set", key=key, value=value)
+    assert refused.value.todo == f'did you mean "{nearest}"?'
+    assert config.config_path(workspace).read_bytes() == before
+    section, _, name = key.partition(".")
+    config.config_path(workspace).write_text(
+        dump_yaml({"model": {"base_model": "seedling"}, section: {name: value}})
+    )
+    with pytest.raises(SpecError, match=nearest):
+        load_config(workspace)
+
+
+def test_every_profile_that_a_config_may_name_exists() -> None:
+    assert set(get_args(ProfileName)) == set(PROFILES)
+
+
 def test_a_wrong_value_changes_nothing(ask: Ask, workspace: Workspace) -> None:
     before = config.config_path(workspace).read_bytes()
     for key, value in (("queue.retries", "x"), ("nothing.there", 1)):
@@ -160,6 +247,21 @@ def test_retention_deletes_only_what_nothing_needs(ask: Ask, service: Service, w
     assert (run.path / "input" / "a.jsonl").exists()
     assert CheckpointStore(run).newest_verified().checkpoint is not None
     assert not any((workspace.root / ".trash").iterdir())
+
+
+def test_retention_keeps_what_the_config_names(ask: Ask, service: Service, workspace: Workspace) -> None:
+    run = learned(service, workspace, "a")
+    (run.path / "input").mkdir()
+    (run.path / "input" / "questions.jsonl").write_text("{}")
+    named = {"easy": f"runs/{run.id}/input/questions.jsonl", "medium": "m", "hard": "h"}
+    (run.export / "merged").mkdir()
+    model = {"base_model": f"runs/{run.id}/export/merged"}
+    config.config_path(workspace).write_text(dump_yaml({"model": model, "validation": named}))
+    with service.database.session() as connection:
+        kept = retention.plan(connection, workspace, config.load(workspace).retention, 0.0).kept
+    base = f"runs/{run.id}"
+    assert kept[f"{base}/export"] == "model.base_model in the config names it"
+    assert kept[f"{base}/input"] == "validation.easy in the config names it"
 
 
 def _later(service: Service, workspace: Workspace, seconds: float) -> list[str]:
@@ -224,7 +326,7 @@ def test_a_deep_look_finds_a_flipped_bit(ask: Ask, service: Service, workspace: 
     assert "has changed" in found(workspace, ask("health_facts"), deep=True)["versions"]
 
 
-@pytest.mark.parametrize("service", ["sqlite"], indirect=True)
+@sqlite_only
 def test_versions_without_a_row_are_entered_as_held(ask: Ask, service: Service, workspace: Workspace) -> None:
     made = ask("backup_create", why="before")["backup"]
     learned(service, workspace, "a")
@@ -238,7 +340,7 @@ def test_versions_without_a_row_are_entered_as_held(ask: Ask, service: Service, 
         assert again.handle({"op": "health_facts"})["orphans"] == []
 
 
-@pytest.mark.parametrize("service", ["sqlite"], indirect=True)
+@sqlite_only
 def test_a_full_disk_gives_up_the_ballast(ask: Ask, service: Service, workspace: Workspace) -> None:
     ballast = Ballast(workspace.root, 0.1)
     assert ballast.reserve()

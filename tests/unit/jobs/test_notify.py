@@ -25,7 +25,7 @@ SECRET = "hunter2hunter2"
 
 
 class Listener:
-    """A real HTTP server that keeps what was posted to it."""
+    """A real HTTP server that keeps what was posted to it. Its thread never keeps pytest from ending."""
 
     def __init__(self, status: int = 200) -> None:
         received: list[dict[str, str]] = []
@@ -41,7 +41,7 @@ class Listener:
 
         self.received = received
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
         self.thread.start()
         self.url = f"json://user:{SECRET}@127.0.0.1:{self.server.server_port}/path"
 
@@ -54,8 +54,20 @@ class Listener:
 @pytest.fixture
 def listener() -> Iterator[Listener]:
     listening = Listener()
-    yield listening
-    listening.close()
+    try:
+        yield listening
+    finally:
+        listening.close()
+
+
+@pytest.fixture
+def broken() -> Iterator[Listener]:
+    """A server that answers every request with an error."""
+    listening = Listener(status=500)
+    try:
+        yield listening
+    finally:
+        listening.close()
 
 
 @needs_apprise
@@ -70,13 +82,13 @@ def test_a_notification_arrives(listener: Listener) -> None:
 
 
 @needs_apprise
-def test_a_failure_is_one_line_without_the_address(caplog: pytest.LogCaptureFixture) -> None:
-    broken = Listener(status=500)
+def test_a_failure_is_one_line_without_the_address(
+    broken: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.DEBUG):
         notifier = Notifier(NotifySection(urls=[broken.url]))
         notifier.send("failed", "title", "text")
         notifier.close()
-    broken.close()
     assert notifier.failed == 1
     ours = [record for record in caplog.records if record.name.startswith("scaler_wizard")]
     assert len(ours) == 1

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from scaler_wizard.store.learned_sizes import LearnedSize, learned_sizes, remember
+from scaler_wizard.store.oom_kills import oom_kills
 from scaler_wizard.store.rundir import RunDir
 from scaler_wizard.store.training_mark import (
     NAME,
     TrainingMark,
     killed_for_memory,
-    oom_kills,
+    note_killed,
     read_mark,
     write_mark,
 )
@@ -84,6 +85,19 @@ def test_only_evidence_makes_a_kill_the_kernels() -> None:
     assert not killed_for_memory(None, 6)
     assert not killed_for_memory(TrainingMark("P1", 2, ((0, 5),), False, 5), 6), "it was not training"
     assert not killed_for_memory(TrainingMark("P1", 2, ((0, 5),), True, None), 6)
+
+
+def test_a_kill_that_the_host_saw_counts_where_the_count_is_gone(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path / "grow-0001", "grow")
+    write_mark(run, MARK)
+    note_killed(run, MARK.attempt + 1)
+    assert not killed_for_memory(read_mark(run), 0), "another attempt"
+    note_killed(run, MARK.attempt)
+    assert killed_for_memory(read_mark(run), 0), "a new cgroup counts from nothing"
+    assert killed_for_memory(read_mark(run), None)
+    write_mark(run, replace(MARK, active=False))
+    note_killed(run, MARK.attempt)
+    assert not killed_for_memory(read_mark(run), 0), "it was not training"
 
 
 def test_the_groups_own_count_comes_before_the_machines(tmp_path: Path) -> None:
