@@ -28,14 +28,14 @@ demo: $(READY)
 	$(BIN)/scaler demo grow --workspace demo-workspace $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 -m 'not slow and not gpu' $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not gpu' $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m scaler_wizard.specs.documentation --check
-	$(BIN)/python -m pytest -n 2 -m 'not slow and not gpu' $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not gpu' $(ARGS)
 
 bench: $(READY)
 	for benchmark in benchmarks/*.py; do $(BIN)/python $$benchmark --json || exit 1; done

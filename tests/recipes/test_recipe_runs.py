@@ -71,7 +71,7 @@ def assert_grown(run: RunDir, result: dict[str, Any], effective: int) -> None:
 
 def test_every_recipe_is_run_here() -> None:
     # A recipe that joins the registry joins these tests.
-    assert set(RECIPES) == {"grow", "continual"}
+    assert set(RECIPES) == {"grow", "continual", "consolidate"}
 
 
 def test_the_embedded_model_from_p0_to_p4_with_the_real_worker(
