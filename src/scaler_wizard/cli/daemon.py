@@ -9,7 +9,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from scaler_wizard.cli.options import JsonOption, WorkspaceOption, existing_workspace, print_json, user_name
+from scaler_wizard.cli.options import (
+    JsonOption,
+    WorkspaceOption,
+    existing_workspace,
+    new_workspace,
+    print_json,
+    user_name,
+)
 from scaler_wizard.cli.sign import AcceptOption, ByOption, ScopeOption, WayBackOption, ceremony
 from scaler_wizard.cli.status import LiveStatus, show_status
 from scaler_wizard.errors import RunError, SpecError
@@ -25,7 +32,7 @@ from scaler_wizard.store.config import config_path
 from scaler_wizard.store.durable import write_atomic
 
 app = typer.Typer(
-    pretty_exceptions_enable=False, no_args_is_help=True,
+    add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True,
     help="A model that keeps learning: drop files into the inbox, go away.",
 )  # fmt: skip
 HEAD = """\
@@ -50,7 +57,7 @@ def init(
     json: JsonOption = False,
 ) -> None:
     """Write a complete config.yaml, every key explained, into the workspace; never overwrites one."""
-    space = existing_workspace(workspace)
+    space = new_workspace(workspace)
     path = config_path(space)
     if path.exists():
         raise SpecError(
