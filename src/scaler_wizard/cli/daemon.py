@@ -19,7 +19,7 @@ from scaler_wizard.cli.options import (
 )
 from scaler_wizard.cli.sign import AcceptOption, ByOption, ScopeOption, WayBackOption, ceremony
 from scaler_wizard.cli.status import LiveStatus, show_status
-from scaler_wizard.errors import RunError, SpecError
+from scaler_wizard.errors import ContractNotAcceptedError, RunError, SpecError
 from scaler_wizard.jobs.client import Client
 from scaler_wizard.jobs.daemon import run_daemon
 from scaler_wizard.jobs.detach import start_detached, wait_until_free
@@ -91,7 +91,11 @@ def sign(
 ) -> None:
     """Sign once for every file that is dropped: the learning sections of config.yaml."""
     space = existing_workspace(workspace)
-    contract = ceremony(load_config(space), config_path(space), LIMITS, by, scope, rollback_plan, accept)
+    try:
+        contract = ceremony(load_config(space), config_path(space), LIMITS, by, scope, rollback_plan, accept)
+    except ContractNotAcceptedError as error:
+        todo = error.todo.replace("scaler sign job.yaml", "scaler daemon sign")
+        raise ContractNotAcceptedError(error.field, error.found, error.expected, todo) from None
     typer.echo(f"Signed by {contract.authorized_by}. Next: scaler daemon start")
     if json:
         print_json({"config": str(config_path(space)), "contract": contract.model_dump(mode="json")})

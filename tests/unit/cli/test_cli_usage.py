@@ -12,6 +12,7 @@ from typer.main import get_command
 
 from scaler_wizard import errors
 from scaler_wizard.cli.main import COMMANDS, app
+from scaler_wizard.store.workspace import Workspace
 
 Scaler = Callable[..., Any]
 OBJECT = {"error", "found", "expected", "todo"}
@@ -105,3 +106,17 @@ def test_every_argument_and_option_says_what_it_is(scaler: Scaler) -> None:
         for one in [command, *getattr(command, "commands", {}).values()]:
             for parameter in one.params:
                 assert len(parameter.help or "") > 3, (name, one.name, parameter.name)
+
+
+def test_the_daemons_contract_is_signed_with_the_daemons_command(scaler: Scaler) -> None:
+    assert scaler("daemon", "init").code == 0
+    refused = scaler("daemon", "sign", "--by", "A Person", "--accept", "yes", "--json")
+    assert refused.code == errors.ContractNotAcceptedError.exit_code
+    assert "`scaler daemon sign`" in refused.last["todo"]
+
+
+def test_a_run_without_a_plan_cannot_be_followed(scaler: Scaler, tmp_path: Path) -> None:
+    run = Workspace(tmp_path / "space").new_run_dir("letters")
+    refused = scaler("watch", run.id, "--json")
+    assert refused.code == errors.WrongStateError.exit_code
+    assert f"scaler runs show {run.id}" in refused.last["todo"]
