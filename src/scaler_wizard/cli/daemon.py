@@ -57,6 +57,7 @@ def init(
     json: JsonOption = False,
 ) -> None:
     """Write a complete config.yaml, every key explained, into the workspace; never overwrites one."""
+    facts = read_facts(resolve_model(model))
     space = new_workspace(workspace)
     path = config_path(space)
     if path.exists():
@@ -64,7 +65,6 @@ def init(
             f"{path} exists already", "a workspace without a config",
             "edit that one, or move it away to begin anew",
         )  # fmt: skip
-    facts = read_facts(resolve_model(model))
     base = str(Path(model).absolute()) if model != "seedling" and Path(model).is_dir() else model
     config = ContinualConfig.parse(
         {"model": {"base_model": base}, "lineage": {"model_name": name}}, config_path(space).name

@@ -120,3 +120,9 @@ def test_a_run_without_a_plan_cannot_be_followed(scaler: Scaler, tmp_path: Path)
     refused = scaler("watch", run.id, "--json")
     assert refused.code == errors.WrongStateError.exit_code
     assert f"scaler runs show {run.id}" in refused.last["todo"]
+
+
+def test_a_model_that_is_not_there_makes_no_workspace(scaler: Scaler, tmp_path: Path) -> None:
+    refused = scaler("daemon", "init", "--model", "/nowhere/model", "-w", "fresh", "--json")
+    assert refused.code == errors.ModelNotFoundError.exit_code
+    assert not (tmp_path / "fresh").exists()
