@@ -46,6 +46,12 @@ class SpecError(ScalerError):
     exit_code = 2
 
 
+class UsageError(ScalerError):
+    """A command line that is not understood, or a question on the terminal that got no yes."""
+
+    exit_code = 2
+
+
 class UnknownKeyError(SpecError):
     """A key that the job format does not have."""
 

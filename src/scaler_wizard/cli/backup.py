@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from scaler_wizard.cli.options import JsonOption, WorkspaceOption, existing_workspace, print_json, user_name
 from scaler_wizard.jobs.client import Client
@@ -17,11 +18,12 @@ from scaler_wizard.store import backup
 from scaler_wizard.store.lock import HostLock
 
 app = typer.Typer(
+    add_completion=False,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
     help="Back up and put back the state of a workspace.",
 )
-retention_app = typer.Typer(pretty_exceptions_enable=False)
+retention_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 
 
@@ -44,11 +46,13 @@ def create(
 def list_backups(workspace: WorkspaceOption = None, json: JsonOption = False) -> None:
     """All backups, newest first; works with a damaged database too."""
     found = backup.list_backups(existing_workspace(workspace))
-    table = Table("backup", "made", "why", "runs", "versions", "bytes", box=None)
+    # The name is what `restore` asks for, and holds when: it is never cut.
+    table = Table(
+        Column("backup", no_wrap=True, overflow="fold"), "why", "runs", "versions", "bytes", box=None
+    )
     for item in found:
         numbers = [str(item.counts.get(name, "-")) for name in ("runs", "versions")]
-        made = datetime.fromtimestamp(item.created).strftime("%Y-%m-%d %H:%M:%S")
-        table.add_row(item.name, made, item.why, *numbers, f"{item.n_bytes:,}")
+        table.add_row(item.name, Text(item.why), *numbers, f"{item.n_bytes:,}")
     Console().print(table if found else "no backups yet; make one with `scaler backup create`")
     if json:
         print_json({"backups": [_row(item) for item in found]})

@@ -13,7 +13,12 @@ from scaler_wizard.jobs.client import Client
 from scaler_wizard.specs.continual import LOCKED, ContinualConfig
 from scaler_wizard.store import config
 
-app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, help="Read and change config.yaml.")
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="Read and change config.yaml.",
+)
 KeyArgument = Annotated[str, typer.Argument(help="A key, such as training.learning_rate.")]
 
 
@@ -37,7 +42,8 @@ def get_config(
         print_json({"config": shown})
 
 
-@app.command("set")
+# A value may be negative: what looks like an unknown option is a value.
+@app.command("set", context_settings={"ignore_unknown_options": True})
 def set_config(
     key: KeyArgument,
     value: Annotated[str, typer.Argument(help="The value: a number, true, false, null, [a, b] or a text.")],

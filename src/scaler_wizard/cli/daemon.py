@@ -9,10 +9,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from scaler_wizard.cli.options import JsonOption, WorkspaceOption, existing_workspace, print_json, user_name
+from scaler_wizard.cli.options import (
+    JsonOption,
+    WorkspaceOption,
+    existing_workspace,
+    new_workspace,
+    print_json,
+    user_name,
+)
 from scaler_wizard.cli.sign import AcceptOption, ByOption, ScopeOption, WayBackOption, ceremony
 from scaler_wizard.cli.status import LiveStatus, show_status
-from scaler_wizard.errors import RunError, SpecError
+from scaler_wizard.errors import ContractNotAcceptedError, RunError, SpecError
 from scaler_wizard.jobs.client import Client
 from scaler_wizard.jobs.daemon import run_daemon
 from scaler_wizard.jobs.detach import start_detached, wait_until_free
@@ -23,7 +30,7 @@ from scaler_wizard.specs.continual import ContinualConfig
 from scaler_wizard.store.config import config_path, save
 
 app = typer.Typer(
-    pretty_exceptions_enable=False, no_args_is_help=True,
+    add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True,
     help="A model that keeps learning: drop files into the inbox, go away.",
 )  # fmt: skip
 LIMITS = (
@@ -43,14 +50,14 @@ def init(
     json: JsonOption = False,
 ) -> None:
     """Write a complete config.yaml, every key explained, into the workspace; never overwrites one."""
-    space = existing_workspace(workspace)
+    facts = read_facts(resolve_model(model))
+    space = new_workspace(workspace)
     path = config_path(space)
     if path.exists():
         raise SpecError(
             f"{path} exists already", "a workspace without a config",
             "edit that one, or move it away to begin anew",
         )  # fmt: skip
-    facts = read_facts(resolve_model(model))
     base = str(Path(model).absolute()) if model != "seedling" and Path(model).is_dir() else model
     config = ContinualConfig.parse(
         {"model": {"base_model": base}, "lineage": {"model_name": name}}, config_path(space).name
@@ -77,7 +84,11 @@ def sign(
 ) -> None:
     """Sign once for every file that is dropped: the learning sections of config.yaml."""
     space = existing_workspace(workspace)
-    contract = ceremony(load_config(space), config_path(space), LIMITS, by, scope, rollback_plan, accept)
+    try:
+        contract = ceremony(load_config(space), config_path(space), LIMITS, by, scope, rollback_plan, accept)
+    except ContractNotAcceptedError as error:
+        todo = error.todo.replace("scaler sign job.yaml", "scaler daemon sign")
+        raise ContractNotAcceptedError(error.field, error.found, error.expected, todo) from None
     typer.echo(f"Signed by {contract.authorized_by}. Next: scaler daemon start")
     if json:
         print_json({"config": str(config_path(space)), "contract": contract.model_dump(mode="json")})

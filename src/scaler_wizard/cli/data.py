@@ -27,7 +27,7 @@ from scaler_wizard.errors import DataError, DataFileMissingError
 from scaler_wizard.jobs.data_value import measure_data_value
 from scaler_wizard.planning.locate import resolve_model
 
-app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
 SHOWN_ROWS = 3
 

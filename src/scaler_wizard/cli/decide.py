@@ -21,7 +21,7 @@ from scaler_wizard.jobs.client import Client
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept with the decision.")]
 OptionalRun = Annotated[
     str | None,
-    typer.Argument(help="X"),
+    typer.Argument(help="A run id, its beginning, or its file's name; left out: the daemon's queue."),
 ]
 
 
@@ -40,7 +40,7 @@ def decide(
 
 
 def _command(action: str, summary: str) -> typer.Typer:
-    app = typer.Typer(pretty_exceptions_enable=False)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
     @app.command(help=summary)
     def command(
@@ -60,7 +60,7 @@ stop_app = _command(
     "abort", "Finish the step, save, and end the run; `scaler resume` can still go on with it."
 )
 skip_app = _command("skip", "Leave this file and go on with the next one; everything committed stays.")
-pause_app = typer.Typer(pretty_exceptions_enable=False)
+pause_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @pause_app.command()

@@ -15,7 +15,7 @@ from rich.console import Console
 from scaler_wizard.cli.demo_continual import play
 from scaler_wizard.cli.demo_words import print_story
 from scaler_wizard.cli.hosting import finish, host_run
-from scaler_wizard.cli.options import JsonOption, WorkspaceOption, existing_workspace, print_json
+from scaler_wizard.cli.options import JsonOption, WorkspaceOption, new_workspace, print_json
 from scaler_wizard.cli.render import print_plan
 from scaler_wizard.jobs.client import Client
 from scaler_wizard.jobs.prepare import parse_job, prepare
@@ -23,7 +23,7 @@ from scaler_wizard.safety.contract import DEFAULT_ROLLBACK_PLAN, default_scope, 
 from scaler_wizard.specs.yaml_io import parse_yaml
 from scaler_wizard.store.workspace import Workspace
 
-app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
 
 @app.callback()
@@ -39,7 +39,7 @@ def grow(
 ) -> None:
     """Grow the embedded model from 128 to 512 tokens of context and teach it instructions."""
     console = Console()
-    space = existing_workspace(workspace or Path("demo-workspace"))
+    space = new_workspace(workspace or Path("demo-workspace"))
     text = files("scaler_wizard.assets").joinpath("demo_grow.yaml").read_text(encoding="utf-8")
     value = parse_yaml(text, "demo_grow.yaml")
     value["training"]["seed"] = seed
@@ -72,7 +72,7 @@ def continual(
 ) -> None:
     """A daemon learns three files while it is paused and killed; every version is measured."""
     console = Console()
-    space = existing_workspace(workspace or Path("demo-continual"))
+    space = new_workspace(workspace or Path("demo-continual"))
     report = play(space, console, seed)
     print_story(console, report)
     if json:

@@ -11,7 +11,7 @@ from rich.console import Console
 from scaler_wizard.cli.ask import PROMPT, forget_typed, read_line, remaining, understand
 from scaler_wizard.cli.options import user_name
 from scaler_wizard.cli.screen import RunScreen
-from scaler_wizard.errors import ScalerError
+from scaler_wizard.errors import ScalerError, WrongStateError
 from scaler_wizard.jobs.client import Client
 from scaler_wizard.planning.plan import MEMORY_FRACTION, Plan
 from scaler_wizard.report.cockpit import CockpitState
@@ -25,7 +25,13 @@ class Follower:
     """Shows one run until it ends. `client` answers gates where a person may."""
 
     def __init__(self, run_dir: RunDir, console: Console, client: Client | None = None) -> None:
-        plan = Plan.from_dict(run_dir.plan())
+        stored = run_dir.plan()
+        if stored is None:
+            raise WrongStateError(
+                f"run {run_dir.id} was never planned: there is nothing to follow", "a run that has begun",
+                f"`scaler runs show {run_dir.id}` says why",
+            )  # fmt: skip
+        plan = Plan.from_dict(stored)
         label = "RAM" if plan.device == "cpu" else "VRAM"
         self.run_dir = run_dir
         self.client = client

@@ -15,7 +15,7 @@ from scaler_wizard.jobs.health_checks import Finding, file_checks
 from scaler_wizard.store import backup
 from scaler_wizard.store.workspace import Workspace
 
-app = typer.Typer(pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()

@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from scaler_wizard.cli.options import JsonOption, WorkspaceOption, existing_workspace, print_json
+from scaler_wizard.cli.options import JsonOption, WorkspaceOption, new_workspace, print_json
 from scaler_wizard.errors import DataFileMissingError, SpecError
 from scaler_wizard.jobs.prepare import parse_job
 from scaler_wizard.planning.facts import read_facts
 from scaler_wizard.planning.locate import resolve_model
 from scaler_wizard.specs.yaml_io import dump_yaml
 
-app = typer.Typer(pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 HEAD = """\
 # A Scaler Wizard job. Every key is explained in docs/job.md; what is left out has a default.
 # Next: scaler plan {name}   then   scaler sign {name}   then   scaler run {name}
@@ -42,7 +42,7 @@ def init(
         raise SpecError(f"there is no folder {out.absolute().parent}", "an existing folder", "make it first")
     if data is not None and not data.is_file():
         raise DataFileMissingError(f"there is no data file {data}", "an existing file", "check --data")
-    space = existing_workspace(workspace)
+    space = new_workspace(workspace)
     path = resolve_model(model)
     facts = read_facts(path)
     value: dict[str, Any] = {

@@ -10,13 +10,13 @@ import importlib
 import json
 import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from scaler_wizard import __version__
-from scaler_wizard.errors import ScalerError
+from scaler_wizard.errors import ScalerError, UsageError
 
 # name -> (module[:attribute], one line for --help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -26,26 +26,26 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("plan", "Show phases, memory, time and a sample of the data; loads no weights."),
     "sign": ("sign", "Sign the contract of a job file."),
     "run": ("run", "Run a signed job; gates are asked here or answered from another terminal."),
-    "resume": ("resume", "Continue a run that paused, failed or was killed."),
-    "approve": ("decide:approve_app", "Answer a waiting gate: go on."),
-    "abort": ("decide:abort_app", "End a run; everything committed stays."),
-    "stop": ("decide:stop_app", "Finish the step, save, and end the run."),
-    "skip": ("decide:skip_app", "Leave a file and go on with the next one."),
-    "pause": ("decide:pause_app", "Pause a run after its step, or the daemon's whole queue."),
-    "clear": ("queue:clear_app", "Take everything that waits out of the queue."),
-    "queue": ("queue", "What waits, and in which order."),
     "daemon": ("daemon", "A model that keeps learning from an inbox: init, sign, start, stop."),
     "status": ("status", "How the workspace stands: daemon, queue, the run at work, alerts."),
-    "rollback": ("rollback", "Go back to an earlier phase (or undo that)."),
-    "watch": ("watch", "Follow a run live."),
+    "queue": ("queue", "What waits, and in which order."),
     "runs": ("runs", "List runs, or show one."),
+    "watch": ("watch", "Follow a run live."),
+    "report": ("report", "Write the HTML report of a run again."),
+    "approve": ("decide:approve_app", "Answer a waiting gate: go on."),
+    "pause": ("decide:pause_app", "Pause a run after its step, or the daemon's whole queue."),
+    "resume": ("resume", "Continue a run that paused, failed or was killed, or the paused queue."),
+    "stop": ("decide:stop_app", "Finish the step, save, and end the run."),
+    "skip": ("decide:skip_app", "Leave a file and go on with the next one."),
+    "clear": ("queue:clear_app", "Take everything that waits out of the queue."),
+    "abort": ("decide:abort_app", "The same as stop, for a gate: end a run; everything committed stays."),
+    "rollback": ("rollback", "Go back to an earlier phase (or undo that)."),
     "models": ("models", "Versions of a model that goes on learning: list, compare, restore, merge, delete."),
     "config": ("config", "Read, change and compare the workspace's settings."),
     "health": ("health", "Check a workspace, and put right what can be put right."),
     "backup": ("backup", "Back up the state of a workspace, and put it back."),
     "retention": ("backup:retention_app", "Delete old checkpoints that nothing needs; dry run first."),
     "data": ("data", "Check, look at, convert, generate and value data files."),
-    "report": ("report", "Write the HTML report of a run again."),
 }
 
 
@@ -92,18 +92,50 @@ def root(
 
 
 def main() -> None:
-    """Entry point: errors a person can cause become a short message and an exit code."""
+    """Entry point: errors a person can cause become a short message and an exit code.
+
+    With --json anywhere on the command line the last line is one JSON object, also for a command line that
+    is not understood and for a question that nobody answered.
+    """
+    as_json = "--json" in sys.argv
     try:
-        app(standalone_mode=True)
+        code = app(prog_name="scaler", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except typer.TyperException as error:
+        if "NoArgs" in type(error).__name__:
+            sys.exit(error.exit_code)  # its help is printed already
+        refuse(_misread(error), as_json)
+    except typer.Abort:
+        print()  # the question's line has no end
+        refuse(
+            UsageError(
+                "a question was not answered with yes",
+                "an answer",
+                "answer it, or see --help for the option that does",
+            ),
+            as_json,
+        )
     except ScalerError as error:
-        if "--json" in sys.argv:
-            print(json.dumps(error.as_dict()))
-        print_error(error)
-        sys.exit(error.exit_code)
+        refuse(error, as_json)
     except BrokenPipeError:
         # The reader (`| head`) has gone; Python would complain again while flushing at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+def refuse(error: ScalerError, as_json: bool) -> NoReturn:
+    """Print the error, as one JSON object too where that was asked for, and leave with its exit code."""
+    if as_json:
+        print(json.dumps(error.as_dict()))
+    print_error(error)
+    sys.exit(error.exit_code)
+
+
+def _misread(error: typer.TyperException) -> UsageError:
+    """What the parser did not understand, in the words and with the exit code of our own errors."""
+    message = " ".join(error.format_message().replace("Value error, ", "").split())
+    path = getattr(getattr(error, "ctx", None), "command_path", "scaler")
+    return UsageError(message.rstrip("."), "", f"see `{path} --help`")
 
 
 def print_error(error: ScalerError) -> None:

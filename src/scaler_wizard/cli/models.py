@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from scaler_wizard.cli.options import JsonOption, WorkspaceOption, existing_workspace, print_json, user_name
 from scaler_wizard.errors import ModelNotFoundError, RunError
@@ -23,6 +24,7 @@ from scaler_wizard.store.version_files import version_name
 from scaler_wizard.store.workspace import Workspace
 
 app = typer.Typer(
+    add_completion=False,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
     help="List, compare, restore, merge and delete model versions.",
@@ -41,12 +43,10 @@ def list_models(
     """All versions, newest first, with what each has learned and which one is current."""
     with Client(existing_workspace(workspace)) as client:
         rows = client.call("versions", lineage=lineage)["versions"]
-    table = Table("lineage", "version", "status", "made", "run", "description", box=None)
+    table = Table("lineage", "version", "status", "made", "description", box=None)
     for row in rows:
         made = datetime.fromtimestamp(row["created"]).strftime("%Y-%m-%d %H:%M")
-        table.add_row(
-            row["lineage"], row["name"], row["status"], made, row["run_id"] or "-", row["description"][:60]
-        )
+        table.add_row(row["lineage"], row["name"], row["status"], made, Text(row["description"][:100]))
     Console().print(table if rows else "no versions yet; the daemon makes one for each file it has learned")
     if json:
         print_json({"versions": rows})

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scaler_wizard.store.workspace import Workspace
+from scaler_wizard.store.workspace import Workspace, default_root
 
 WorkspaceOption = Annotated[
     Path | None,
@@ -18,12 +18,26 @@ WorkspaceOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line.")]
-RunArgument = Annotated[str, typer.Argument(help='A run id, its unique beginning, or "latest".')]
+RunArgument = Annotated[
+    str, typer.Argument(help='A run id, its unique beginning, its file\'s name, or "latest".')
+]
 JobArgument = Annotated[Path, typer.Argument(help="A job file (YAML).")]
 
 
 def existing_workspace(root: Path | None) -> Workspace:
-    """The workspace to look into; made on first use, so that no command needs another one before it."""
+    """The workspace to look into; folders that were lost in it are made again.
+
+    Raises:
+        WorkspaceError: there never was one: most often a typing error, so nothing is made there.
+    """
+    place = (root or default_root()).expanduser().absolute()
+    if (place / "runs").is_dir() or (place / "state.db").is_file():
+        return Workspace.create(root)
+    return Workspace.open(root)
+
+
+def new_workspace(root: Path | None) -> Workspace:
+    """The workspace to begin in, made on first use."""
     return Workspace.create(root)
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import typer
 from rich.console import Console
 
-from scaler_wizard.cli.options import JobArgument, JsonOption, WorkspaceOption, existing_workspace, print_json
+from scaler_wizard.cli.options import JobArgument, JsonOption, WorkspaceOption, new_workspace, print_json
 from scaler_wizard.cli.render import print_plan
 from scaler_wizard.jobs.prepare import load_job, prepare
 
-app = typer.Typer(pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def plan(job: JobArgument, workspace: WorkspaceOption = None, json: JsonOption = False) -> None:
     """Show phases, memory by line, time, disk and a sample row with its trained tokens. Loads no weights."""
-    prepared = prepare(load_job(job), existing_workspace(workspace))
+    prepared = prepare(load_job(job), new_workspace(workspace))
     print_plan(Console(), prepared)
     if json:
         sample = prepared.sample

@@ -15,9 +15,12 @@ from scaler_wizard.cli.options import JsonOption, WorkspaceOption, existing_work
 from scaler_wizard.jobs.client import Client
 
 app = typer.Typer(
-    pretty_exceptions_enable=False, no_args_is_help=True, help="What waits, and in which order."
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="What waits, and in which order.",
 )
-clear_app = typer.Typer(pretty_exceptions_enable=False)
+clear_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 RunName = Annotated[str, typer.Argument(help="A run id, its beginning, or its file's name.")]
 
 

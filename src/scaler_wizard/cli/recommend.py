@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from scaler_wizard.cli.options import JsonOption, WorkspaceOption, existing_workspace, print_json
+from scaler_wizard.cli.options import JsonOption, WorkspaceOption, new_workspace, print_json
 from scaler_wizard.planning.facts import read_facts
 from scaler_wizard.planning.hardware import FAKES, probe_hardware
 from scaler_wizard.planning.locate import resolve_model
 from scaler_wizard.planning.recommend import recommend as rank_templates
 from scaler_wizard.planning.templates import load_templates
 
-app = typer.Typer(pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
@@ -31,7 +31,7 @@ def recommend(
     json: JsonOption = False,
 ) -> None:
     """Rank the templates, with reasons."""
-    space = existing_workspace(workspace)
+    space = new_workspace(workspace)
     if machine is not None and machine not in FAKES:
         raise typer.BadParameter(f"no machine {machine!r}; one of {', '.join(FAKES)}")
     hardware = FAKES[machine] if machine else probe_hardware(Path.cwd())

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from scaler_wizard.cli.options import JsonOption, RunArgument, WorkspaceOption, existing_workspace, print_json
+from scaler_wizard.jobs.client import Client
 from scaler_wizard.report.page import write_report
 
-app = typer.Typer(pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
@@ -23,7 +24,10 @@ def report(
     json: JsonOption = False,
 ) -> None:
     """Write one self-contained HTML page from a run's folder, finished or not."""
-    path = write_report(existing_workspace(workspace).run_dir(run).path, out)
+    space = existing_workspace(workspace)
+    with Client(space) as client:
+        found = client.call("find_run", name=run)["run"]
+    path = write_report(space.run_dir(found).path, out)
     typer.echo(f"report: {path}")
     if json:
         print_json({"report": str(path)})

@@ -12,7 +12,7 @@ from scaler_wizard.cli.hosting import finish, follow_filed, host_run, next_seq
 from scaler_wizard.cli.options import JsonOption, WorkspaceOption, existing_workspace, print_json, user_name
 from scaler_wizard.jobs.client import Client
 
-app = typer.Typer(pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()

@@ -19,7 +19,7 @@ from scaler_wizard.cli.options import (
 from scaler_wizard.errors import SpecError
 from scaler_wizard.jobs.client import Client
 
-app = typer.Typer(pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
@@ -45,7 +45,7 @@ def rollback(
         decide(workspace, run, "rollback", reason, json, target)
         return
     with Client(existing_workspace(workspace)) as client:
-        answer = client.call("undo_rollback", run=run, by=user_name())
+        answer = client.call("undo_rollback", run=client.call("find_run", name=run)["run"], by=user_name())
     typer.echo(answer["message"])
     if json:
         print_json(answer)

@@ -6,13 +6,13 @@ import typer
 from rich.console import Console
 
 from scaler_wizard.cli.hosting import finish, follow_filed, host_run
-from scaler_wizard.cli.options import JobArgument, JsonOption, WorkspaceOption, existing_workspace
+from scaler_wizard.cli.options import JobArgument, JsonOption, WorkspaceOption, new_workspace
 from scaler_wizard.cli.render import print_plan
 from scaler_wizard.jobs.client import Client
 from scaler_wizard.jobs.prepare import load_job, prepare
 from scaler_wizard.safety.contract import check_job
 
-app = typer.Typer(pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
@@ -23,7 +23,7 @@ def run(job: JobArgument, workspace: WorkspaceOption = None, json: JsonOption = 
     """
     spec = load_job(job)
     check_job(spec)
-    space = existing_workspace(workspace)
+    space = new_workspace(workspace)
     console = Console()
     prepared = prepare(spec, space)
     print_plan(console, prepared)

@@ -7,12 +7,14 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from scaler_wizard.cli.options import JsonOption, RunArgument, WorkspaceOption, existing_workspace, print_json
 from scaler_wizard.jobs.client import Client
 
-app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, help="List runs, or show one.")
+app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help="List runs, or show one."
+)
 
 
 @app.command("list")
@@ -20,10 +22,15 @@ def list_runs(workspace: WorkspaceOption = None, json: JsonOption = False) -> No
     """All runs, newest first."""
     with Client(existing_workspace(workspace)) as client:
         answer = client.call("runs")
-    table = Table("run", "recipe", "status", "phase", "updated", "note", box=None)
+    table = Table("run", "recipe", "status", "phase", Column("updated", no_wrap=True), "note", box=None)
     for row in answer["runs"]:
         table.add_row(
-            row["run"], row["recipe"], row["status"], row["phase"] or "-", _when(row["updated"]), _note(row)
+            row["run"],
+            row["recipe"],
+            row["status"],
+            row["phase"] or "-",
+            _when(row["updated"])[:-3],
+            _note(row),
         )
     Console().print(
         table if answer["runs"] else "no runs yet; start one with `scaler run` or `scaler demo grow`"
@@ -35,9 +42,8 @@ def list_runs(workspace: WorkspaceOption = None, json: JsonOption = False) -> No
 @app.command()
 def show(run: RunArgument = "latest", workspace: WorkspaceOption = None, json: JsonOption = False) -> None:
     """One run: state, phases with their numbers, open gates, what happened."""
-    space = existing_workspace(workspace)
-    with Client(space) as client:
-        row = client.call("show", run=space.run_dir(run).id)
+    with Client(existing_workspace(workspace)) as client:
+        row = client.call("show", run=client.call("find_run", name=run)["run"])
     console = Console()
     console.print(
         f"{row['run']}: {row['status']}" + (f" ({_note(row)})" if _note(row) else ""),

@@ -29,7 +29,7 @@ GROW_LIMITS = (
     "  every expansion that pauses without an answer, a checkpoint after every phase",
 )
 
-app = typer.Typer(pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()

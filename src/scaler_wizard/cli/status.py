@@ -20,7 +20,7 @@ from scaler_wizard.jobs.client import Client
 from scaler_wizard.store.queue import priority_word
 from scaler_wizard.store.workspace import Workspace
 
-app = typer.Typer(pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 GIB = 2**30
 BAR_WIDTH = 28
 STYLES = {"completed": "green", "failed": "bold red", "critical": "bold red", "warn": "yellow"}

@@ -10,16 +10,16 @@ from scaler_wizard.cli.options import JsonOption, RunArgument, WorkspaceOption, 
 from scaler_wizard.jobs.client import Client
 from scaler_wizard.store.lock import is_locked
 
-app = typer.Typer(pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def watch(run: RunArgument = "latest", workspace: WorkspaceOption = None, json: JsonOption = False) -> None:
     """Show a run from its beginning and follow it; gates can be answered here. Closing harms nothing."""
     space = existing_workspace(workspace)
-    run_dir = space.run_dir(run)
     console = Console()
     with Client(space) as client:
+        run_dir = space.run_dir(client.call("find_run", name=run)["run"])
         follower = Follower(run_dir, console, client if client.hosted else None)
         try:
             follower.follow(lambda: not is_locked(run_dir.lock))

@@ -103,6 +103,14 @@ class Decisions:
         )  # fmt: skip
         return {"message": f"{asked.action}: noted for gate {gate.gate} of {run.id}"}
 
+    def _check_resumable(self, run: Run) -> None:
+        """A file that failed its check has no plan; queued again, it would hold up its lineage."""
+        if self.workspace.run_dir(run.id).plan() is None:
+            raise WrongStateError(
+                f"run {run.id} failed before it was planned: {run.error or 'no reason is known'}",
+                "a run that has begun", run.advice or "mend its file or its job, and give it again",
+            )  # fmt: skip
+
     def _without_worker(self, connection: Connection, run: Run, asked: Asked) -> Answer:
         now = time.time()
         if asked.action == "rollback":
@@ -117,10 +125,13 @@ class Decisions:
             return {"message": f"{run.id} is skipped; everything committed stays"}
         status = {"abort": RunStatus.STOPPED, "pause": RunStatus.PAUSED, "resume": RunStatus.QUEUED}
         if (asked.action == "pause" and run.status != RunStatus.QUEUED) or asked.action not in status:
+            again = f"`scaler resume {run.id}` continues it and asks at the gate again"
             raise WrongStateError(
                 f"run {run.id} is {run.status} and no worker is running", "a running run",
-                f"`scaler resume {run.id}` continues it and asks at the gate again",
+                "nothing: its result stays" if run.status == RunStatus.COMPLETED else again,
             )  # fmt: skip
+        if asked.action == "resume" and run.status == RunStatus.FAILED:
+            self._check_resumable(run)
         with transaction(connection):
             if asked.action == "resume":
                 check_command(run.id, run.status, Command.RESUME)

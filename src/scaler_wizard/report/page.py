@@ -80,6 +80,7 @@ def render(record: Record) -> str:
         contract=_contract(record),
         exports=_exports(record),
         reproduce=_reproduce(record),
+        reproduce_words=_reproduce_words(record),
         rollbacks=_rollbacks(record),
         rehearsal=number(mapping(record.result.get("rehearsal")).get("rollback_seconds")),
         entries=entries,
@@ -228,6 +229,18 @@ def _comparison(compared: Mapping[str, Any]) -> str:
     if agreement is not None:
         parts.append(f"same first choice at {agreement:.2%} of {words.count(positions)} positions")
     return "; ".join(parts) or "no number recorded"
+
+
+def _reproduce_words(record: Record) -> str:
+    if mapping(record.job.get("file")):
+        return (
+            "The run keeps its own copy of the file. A workspace learns the same content only once: "
+            "drop it into another one with the same config.yaml, signed there."
+        )
+    return (
+        "The job is stored with the run, its seed included. "
+        "Sign it again, as each run is answered for by a person."
+    )
 
 
 def _reproduce(record: Record) -> list[str]:

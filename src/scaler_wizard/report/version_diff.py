@@ -30,6 +30,28 @@ _LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 _DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
 _OUTSIDE = "outside the layers"
 _MAX_CONFIG_BYTES = 1 << 20
+# Parts of a version's metrics that compare it with the version before or tell how its run went.
+_OF_THE_RUN = {
+    "before",
+    "n",
+    "gained",
+    "lost",
+    "p_value",
+    "earlier_loss_change",
+    "tokens_per_second",
+    "seconds",
+}
+_PLAIN = {
+    "gap.train_loss": "training loss",
+    "gap.held_out_loss": "held-out loss",
+    "gap.value": "gap",
+    "rows.trained": "rows learned",
+    "rows.held_out": "rows held out",
+    "rows.replayed": "rows replayed",
+    "rows.replayed_files": "files replayed",
+    "rows.set_aside": "lines set aside",
+    "rows.tokens": "tokens",
+}
 
 
 @dataclass(frozen=True)
@@ -99,14 +121,24 @@ def _words(old: VersionManifest, new: VersionManifest) -> str:
 
 
 def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Every number in nested metrics, by dotted name; intervals and texts are left out."""
+    """The numbers in nested metrics that tell of the version itself, in a person's words.
+
+    Intervals, texts, and what tells of its run (before, speed, tests) are left out.
+    """
     found: dict[str, float] = {}
     for name, value in metrics.items():
+        if name in _OF_THE_RUN:
+            continue
         if isinstance(value, Mapping):
             found |= _numbers(value, f"{prefix}{name}.")
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[f"{prefix}{name}"] = float(value)
+            found[_plain(f"{prefix}{name}")] = float(value)
     return found
+
+
+def _plain(path: str) -> str:
+    group = re.fullmatch(r"accuracy\.(.+?)(?:\.after\.value)?", path)
+    return f"accuracy on {group[1]}" if group else _PLAIN.get(path, path.replace(".", " "))
 
 
 def _full_changes(first: Path, second: Path) -> Iterator[tuple[str, float, float]]:

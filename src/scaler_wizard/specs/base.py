@@ -66,6 +66,18 @@ def inner_model(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
+# What pydantic calls a wrong kind of value, in a person's words.
+_KINDS = {
+    "int_": "a whole number",
+    "float_": "a number",
+    "bool_": "true or false",
+    "string_type": "a text",
+    "list_type": "a list: [a, b]",
+    "model_type": "a section: name one of its keys",
+    "dict_type": "a section: name one of its keys",
+}
+
+
 def _explain(cls: type[BaseModel], error: ValidationError, where: str) -> SpecError:
     """Turn pydantic's first finding into one of our errors (unknown keys first: they explain others)."""
     findings = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
@@ -83,7 +95,8 @@ def _explain(cls: type[BaseModel], error: ValidationError, where: str) -> SpecEr
         return SpecError(f'"{path}" is missing{more}', "a value for it", f"add {path} to the {where} file")
     if first["type"] == "value_error":
         return SpecError(f"{path}: {message}{more}")
-    expected = message[0].lower() + message[1:]
+    expected = next((words for kind, words in _KINDS.items() if first["type"].startswith(kind)), message)
+    expected = expected[0].lower() + expected[1:]
     near: list[str] = []
     if first["type"] == "literal_error" and isinstance(first["input"], str):
         near = difflib.get_close_matches(first["input"], re.findall("'([^']*)'", expected), n=1, cutoff=0.5)
@@ -124,6 +137,13 @@ def _path(cls: type[BaseModel], loc: tuple[int | str, ...]) -> str:
 def _kind(value: object) -> str:
     text = repr(value)
     short = text if len(text) <= 60 else text[:57] + "..."
-    names = {dict: "a mapping", list: "a list", str: "the text", type(None): "empty"}
+    names = {
+        dict: "a mapping",
+        list: "a list",
+        str: "the text",
+        type(None): "empty",
+        int: "the number",
+        float: "the number",
+    }
     name = names.get(type(value), f"the {type(value).__name__}")
     return name if value is None else f"{name} {short}"

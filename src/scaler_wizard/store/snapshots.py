@@ -88,7 +88,8 @@ def _points(old: float, new: float) -> str:
 
 
 def _difference(old: float, new: float) -> str:
-    text = f"{new - old:+.2f}"
+    counts = old.is_integer() and new.is_integer() and max(abs(old), abs(new)) > 1
+    text = f"{new - old:+.0f}" if counts else f"{new - old:+.2f}"
     return "" if float(text) == 0 else text
 
 

@@ -81,7 +81,11 @@ class Workspace:
             found = (
                 f"{root} has no {', '.join(missing)}" if root.is_dir() else f"there is no workspace at {root}"
             )
-            raise WorkspaceError(found, "a workspace", "make one with `scaler init`")
+            raise WorkspaceError(
+                found,
+                "a workspace",
+                "check --workspace, or make one with `scaler init` or `scaler daemon init`",
+            )
         if not os.access(root, os.W_OK | os.X_OK):
             raise WorkspaceError(
                 f"the workspace {root} is not writable", "write permission", f"chmod u+rwx {root}"

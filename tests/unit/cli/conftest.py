@@ -13,6 +13,7 @@ import pytest
 
 from scaler_wizard.cli.main import main
 from scaler_wizard.specs.yaml_io import dump_yaml
+from scaler_wizard.store.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ def scaler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SCALER_WORKSPACE", str(tmp_path / "space"))
     monkeypatch.setenv("COLUMNS", "200")
+    Workspace.create(tmp_path / "space")
 
     def call(*arguments: str) -> Called:
         monkeypatch.setattr(sys, "argv", ["scaler", *arguments])

@@ -40,8 +40,15 @@ def adapter(layers):
 def test_an_adapter_s_change_is_that_of_its_product(tmp_path):
     old, new = adapter(2), adapter(2)
     base = BaseReference(None, "seedling", None)
-    first = folder(tmp_path / "v001", "adapter", old, {"accuracy": {"easy": 0.5}}, base, alpha=4)
-    second = folder(tmp_path / "v002", "adapter", new, {"accuracy": {"easy": 0.75}}, base, alpha=6)
+    told = [
+        {
+            "accuracy": {"easy": {"n": 8, "before": {"value": 0.0}, "after": {"value": after}, "gained": 3}},
+            "gap": {"train_loss": 2.0 * after}, "rows": {"trained": rows}, "tokens_per_second": 100.0 * rows,
+        }
+        for after, rows in ((0.5, 9), (0.75, 12))
+    ]  # fmt: skip
+    first = folder(tmp_path / "v001", "adapter", old, told[0], base, alpha=4)
+    second = folder(tmp_path / "v002", "adapter", new, told[1], base, alpha=6)
     found = compare(first, second, ({"replay": {"fraction": 0.1}}, {"replay": {"fraction": 0.2}}))
     for layer, change in enumerate(found.layers):
         a, b = NAME.format(layer, "A"), NAME.format(layer, "B")
@@ -49,7 +56,7 @@ def test_an_adapter_s_change_is_that_of_its_product(tmp_path):
         assert change.layer == f"layer {layer}"
         assert change.norm == pytest.approx(np.linalg.norm(whole), rel=1e-5)
         assert change.before == pytest.approx(np.linalg.norm(2 * old[b] @ old[a]), rel=1e-5)
-    assert found.words == "accuracy.easy +0.25"
+    assert found.words == "accuracy on easy +0.25, rows learned +3, training loss +0.50"
     assert [item.key for item in found.settings] == ["replay.fraction"]
     assert "adapter/model.safetensors" in found.files
 

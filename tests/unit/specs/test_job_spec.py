@@ -86,7 +86,7 @@ def test_an_unknown_key_is_named_before_what_it_causes() -> None:
         ("scaling", "strategy", "lorra", "'lora'"),
         ("scaling", "context_schedule", [256, 128], "must rise strictly"),
         ("scaling", "context_schedule", [], "must rise strictly"),
-        ("scaling.lora", "target_modules", 3, "scaling.lora.target_modules is the int 3. Expected"),
+        ("scaling.lora", "target_modules", 3, "scaling.lora.target_modules is the number 3. Expected"),
         ("evaluation", "depths", [0, 1], "at least five numbers"),
         ("evaluation", "depths", [0, 0.1, 0.2, 0.3, 1.1], "at least five numbers"),
         ("", "name", "../evil", "name is the text"),
