@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from scaler_wizard.errors import WrongStateError
 from scaler_wizard.jobs.daemon_operations import DaemonOperations
 from scaler_wizard.jobs.inbox import Entry
 from scaler_wizard.jobs.inbox_io import MAX_DEPTH, UnsettledError, copy_in, look_at, open_below
@@ -17,6 +19,7 @@ from scaler_wizard.jobs.intake import Intake
 from scaler_wizard.jobs.service import Service
 from scaler_wizard.jobs.sidecar import MAX_BYTES, Sidecar, is_lonely_sidecar, read_sidecar
 from scaler_wizard.jobs.standing import Standing
+from scaler_wizard.safety.contract import sign
 from scaler_wizard.specs.yaml_io import dump_yaml
 from scaler_wizard.store.workspace import Workspace
 
@@ -195,3 +198,17 @@ def test_what_a_killed_daemon_left_is_cleared_or_kept(
     assert not leftover.exists()
     intake.tidy()
     assert copy.exists(), "it may be the only one left"
+
+
+def test_a_file_that_failed_its_check_is_not_resumed(
+    workspace: Workspace, service: Service, standing: Standing
+) -> None:
+    standing.config = sign(standing.config, "A Person", None, None, datetime.now(UTC), "a sitting")
+    write(workspace.inbox / "a.jsonl", b"\x00\xff" * 500)
+    intake_of(workspace, service, standing).look()
+    (run,) = service.handle({"op": "runs"})["runs"]
+    assert run["status"] == "failed"
+    resume = {"op": "command", "run": run["run"], "action": "resume", "by": "a tester"}
+    with pytest.raises(WrongStateError, match=r"failed before it was planned.*mend the file"):
+        service.handle(resume)
+    assert service.handle({"op": "show", "run": run["run"]})["status"] == "failed", "it holds up nobody"
