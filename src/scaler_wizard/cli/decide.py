@@ -10,7 +10,6 @@ import typer
 
 from scaler_wizard.cli.options import (
     JsonOption,
-    RunArgument,
     WorkspaceOption,
     existing_workspace,
     print_json,
@@ -22,6 +21,10 @@ ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept with the 
 OptionalRun = Annotated[
     str | None,
     typer.Argument(help="A run id, its beginning, or its file's name; left out: the daemon's queue."),
+]
+
+RunAtWork = Annotated[
+    str, typer.Argument(help="A run id, its beginning, or its file's name; left out: the run at work.")
 ]
 
 
@@ -44,7 +47,7 @@ def _command(action: str, summary: str) -> typer.Typer:
 
     @app.command(help=summary)
     def command(
-        run: RunArgument = "latest",
+        run: RunAtWork = "",
         reason: ReasonOption = "",
         workspace: WorkspaceOption = None,
         json: JsonOption = False,
@@ -76,7 +79,7 @@ def pause(
     """
     with Client(existing_workspace(workspace)) as client:
         if run is not None or not client.call("ping").get("daemon"):
-            decide(workspace, run or "latest", "pause", reason, json)
+            decide(workspace, run or "", "pause", reason, json)
             return
         answer = client.call("pause_queue", reason=reason, by=user_name())
     typer.echo(answer["message"])

@@ -94,7 +94,8 @@ class Decisions:
             command = Command.STOP if asked.action == "abort" else Command(asked.action)
             commands.add_command(connection, run.id, command, time.time(), asked.target, asked.reason)
         if gate is None:
-            return {"message": f"{asked.action}: sent to {run.id}; it acts at its next step"}
+            said = "stop" if asked.action == "abort" else asked.action
+            return {"message": f"{said}: sent to {run.id}; it acts at its next step"}
         # At a gate the worker listens for the gate's answer only.
         answer = "abort" if asked.action == "skip" else asked.action
         gates.answer_gate(

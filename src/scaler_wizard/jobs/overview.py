@@ -21,7 +21,7 @@ from scaler_wizard.specs.events import Event
 from scaler_wizard.store import gates, inbox_files, queries, versions
 from scaler_wizard.store.database import Database
 from scaler_wizard.store.events_file import EventReader
-from scaler_wizard.store.states import FINISHED, UNFINISHED
+from scaler_wizard.store.states import ACTIVE, FINISHED, UNFINISHED
 from scaler_wizard.store.workspace import Workspace
 
 Answer = dict[str, Any]
@@ -47,10 +47,12 @@ class Overview:
     def _find_run(self, request: Answer) -> Answer:
         """{name} -> {run}: a run by its id, the beginning of it, "latest", or its file's name (the newest).
 
+        Without a name the run at work is meant, and the latest where none is.
+
         Raises:
             RunNotFoundError: no run and no file of that name.
         """
-        name = str(request.get("name") or "latest")
+        name = str(request.get("name") or self._at_work() or "latest")
         try:
             return {"run": self.workspace.run_dir(name).id}
         except RunNotFoundError:
@@ -61,6 +63,11 @@ class Overview:
                 if file and name in (file, PurePosixPath(file).name):
                     return {"run": run.id}
             raise
+
+    def _at_work(self) -> str | None:
+        with self.database.session() as connection:
+            active = queries.list_runs(connection, ACTIVE, limit=1)
+        return active[0].id if active else None
 
     def _status(self, request: Answer) -> Answer:
         """The whole picture; see `status.fold`."""
