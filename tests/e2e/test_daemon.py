@@ -18,6 +18,7 @@ import pytest
 from scaler_wizard.specs.yaml_io import dump_yaml
 from scaler_wizard.store.flightlog import read_entries
 from scaler_wizard.store.rundir import RunDir
+from scaler_wizard.store.workspace import Workspace
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 SENTENCE = "I accept responsibility for this run"
@@ -92,7 +93,7 @@ def place() -> Iterator[Place]:
     # Not tmp_path: a Unix socket's address has 107 bytes, and this one is to be in the workspace.
     with tempfile.TemporaryDirectory(prefix="sw") as folder:
         found = Place(Path(folder) / "w")
-        found.root.mkdir()
+        Workspace.create(found.root)
         (found.root / "config.yaml").write_text(dump_yaml(CONFIG))
         found.scaler("daemon", "sign", "--by", "A Person", "--accept", SENTENCE)
         try:
