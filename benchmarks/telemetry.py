@@ -29,7 +29,7 @@ from scaler_wizard.runs.link import HostLink
 from scaler_wizard.runs.telemetry import Telemetry
 from scaler_wizard.safety.breaker import Breaker
 from scaler_wizard.safety.limits import MemoryLimit
-from scaler_wizard.specs.grow import SafetySection
+from scaler_wizard.specs.sections import SafetySection
 from scaler_wizard.store.checkpoints import CheckpointStore
 from scaler_wizard.store.workspace import Workspace
 from scaler_wizard.training.forward import make_objective

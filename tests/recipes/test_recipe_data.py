@@ -15,7 +15,7 @@ import pytest
 from scaler_wizard.data.dataset import load_dataset
 from scaler_wizard.data.tokens import tokenize_rows
 from scaler_wizard.models.tiny import tiny_tokenizer
-from scaler_wizard.specs.grow import DatasetSection
+from scaler_wizard.specs.sections import DatasetSection
 
 ROWS = 40
 CONTEXT = 8192

@@ -19,7 +19,7 @@ from scaler_wizard.runs.step_checkpoints import StepCheckpoints
 from scaler_wizard.runs.telemetry import Telemetry
 from scaler_wizard.safety.breaker import Breaker
 from scaler_wizard.safety.limits import MemoryLimit
-from scaler_wizard.specs.grow import BreakerSection
+from scaler_wizard.specs.sections import BreakerSection
 from scaler_wizard.store.checkpoints import CheckpointStore
 from scaler_wizard.store.learned_sizes import learned_sizes
 from scaler_wizard.store.training_mark import TrainingMark, read_mark, write_mark

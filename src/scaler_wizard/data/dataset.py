@@ -19,7 +19,7 @@ from scaler_wizard.data.rows import BadRows, Row
 from scaler_wizard.data.split import split_rows, split_share
 from scaler_wizard.data.synthetic import SYNTHETIC, seedling_rows
 from scaler_wizard.errors import FormatError, RowError, SpecError
-from scaler_wizard.specs.grow import DatasetSection
+from scaler_wizard.specs.sections import DatasetSection
 
 DETECTION_ROWS = 50
 

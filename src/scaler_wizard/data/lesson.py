@@ -25,7 +25,7 @@ from scaler_wizard.data.split import holdout_threshold, row_position
 from scaler_wizard.data.token_rows import TokenRows
 from scaler_wizard.data.tokens import Dress, TokenReport, as_it_is, tokenize_rows
 from scaler_wizard.errors import DataError, RowError
-from scaler_wizard.specs.grow import DatasetSection
+from scaler_wizard.specs.sections import DatasetSection
 
 ROWS_BETWEEN_REPORTS = 1000
 

@@ -13,7 +13,8 @@ from scaler_wizard.data.rows import BadRows
 from scaler_wizard.data.tokens import TokenReport, highlight_sample, tokenize_rows
 from scaler_wizard.errors import EmptyDataError, ModelError
 from scaler_wizard.planning.plan import DataSummary
-from scaler_wizard.specs.grow import DatasetSection, GrowJob
+from scaler_wizard.specs.grow import GrowJob
+from scaler_wizard.specs.sections import DatasetSection
 
 SAMPLED_ROWS = 200
 LONGER_ROWS = 4

@@ -30,7 +30,7 @@ from scaler_wizard.evals.tasks import TaskRow, row_from_conversation, row_from_e
 from scaler_wizard.evals.tokenizing import Tokenizer
 from scaler_wizard.inference.progress import OnProgress
 from scaler_wizard.specs.continual import ValidationSection
-from scaler_wizard.specs.grow import DatasetSection
+from scaler_wizard.specs.sections import DatasetSection
 
 ANSWERS_FILE = "validation.json"
 MAX_ANSWERS_BYTES = 16 << 20

@@ -17,7 +17,7 @@ from scaler_wizard.planning.lora import DEFAULT_ROW_TOKENS, ROWS_PER_BATCH
 from scaler_wizard.planning.memory import DeviceKind, MemoryEstimate, MemorySettings, estimate_for
 from scaler_wizard.planning.micro_batch import learned_size
 from scaler_wizard.planning.settings import Settings
-from scaler_wizard.specs.grow import OptimiserSection
+from scaler_wizard.specs.sections import OptimiserSection
 from scaler_wizard.store.learned_sizes import LearnedSize
 
 GateKind = Literal["none", "adapt", "expand", "finish"]

@@ -13,7 +13,7 @@ from pydantic import Field
 from scaler_wizard.errors import SpecError
 from scaler_wizard.planning.hardware import GIB, Hardware
 from scaler_wizard.specs.base import Spec
-from scaler_wizard.specs.grow import NAME_PATTERN
+from scaler_wizard.specs.sections import NAME_PATTERN
 from scaler_wizard.specs.yaml_io import read_yaml
 
 MIN_RANK, MIN_MULTIPLIER = 4, 2

@@ -35,7 +35,7 @@ from scaler_wizard.recipes.session import DTYPES, Training
 from scaler_wizard.recipes.within_memory import steps_within_memory
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.runs.phase import Metrics
-from scaler_wizard.specs.grow import DistillationSection
+from scaler_wizard.specs.sections import DistillationSection
 from scaler_wizard.store.checkpoint_files import Checkpoint
 from scaler_wizard.training.distillation import distillation_objective
 from scaler_wizard.training.forward import Objective, base_of, head_of, make_objective

@@ -35,8 +35,8 @@ from scaler_wizard.models.vocabulary import grow_vocabulary, missing_tokens
 from scaler_wizard.planning.plan import PhasePlan, Plan
 from scaler_wizard.recipes.within_memory import steps_within_memory
 from scaler_wizard.runs.context import PhaseContext
-from scaler_wizard.specs.grow import Strategy
 from scaler_wizard.specs.job import Job
+from scaler_wizard.specs.sections import Strategy
 from scaler_wizard.training.backoff import MicroBatchSizes, SizedBatches
 from scaler_wizard.training.fast_path import plan_fast_path
 from scaler_wizard.training.forward import check_head, make_objective

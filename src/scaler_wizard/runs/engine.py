@@ -24,7 +24,7 @@ from scaler_wizard.safety.limits import MemoryLimit
 from scaler_wizard.safety.sentence import fit, stop_sentence
 from scaler_wizard.specs.cockpit import Action
 from scaler_wizard.specs.events import GateClosed, GateOpened, Note, PhaseDone, RunEnded, RunStarted
-from scaler_wizard.specs.grow import SafetySection
+from scaler_wizard.specs.sections import SafetySection
 from scaler_wizard.store import flightlog
 from scaler_wizard.store.checkpoint_files import phase_of
 from scaler_wizard.store.checkpoints import CheckpointStore, write_failed

@@ -29,7 +29,7 @@ from scaler_wizard.safety.significance import (
     significant_rise,
 )
 from scaler_wizard.specs.events import Telegram
-from scaler_wizard.specs.grow import BreakerSection
+from scaler_wizard.specs.sections import BreakerSection
 
 DEAD_GRADIENT = 1e-12
 DEAD_STEPS = 3

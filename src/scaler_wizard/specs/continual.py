@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from scaler_wizard.specs.base import Spec
 from scaler_wizard.specs.contract import Contract
-from scaler_wizard.specs.grow import (
+from scaler_wizard.specs.sections import (
     NAME_PATTERN,
     BreakerSection,
     DataFormat,

@@ -11,7 +11,7 @@ from scaler_wizard.losses.chunked import at_targets
 from scaler_wizard.losses.distill import Divergence, distillation_loss, sliced
 from scaler_wizard.losses.match import hidden_match_loss
 from scaler_wizard.losses.sft import LossResult
-from scaler_wizard.specs.grow import DistillationSection
+from scaler_wizard.specs.sections import DistillationSection
 from scaler_wizard.training.forward import Objective, head_of, hidden_states
 from scaler_wizard.training.teacher import TeacherCache
 

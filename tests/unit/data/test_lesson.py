@@ -13,7 +13,7 @@ from scaler_wizard.data.lesson import Lesson, Replay, read_lesson, read_replay
 from scaler_wizard.data.sample import load_tokenizer
 from scaler_wizard.errors import EmptyDataError
 from scaler_wizard.planning.locate import resolve_model
-from scaler_wizard.specs.grow import DatasetSection
+from scaler_wizard.specs.sections import DatasetSection
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from scaler_wizard.runs.link import HostLink
 from scaler_wizard.runs.phase import GateRequest, Metrics, Phase
 from scaler_wizard.runs.telemetry import Telemetry
 from scaler_wizard.safety.limits import MemoryLimit
-from scaler_wizard.specs.grow import SafetySection
+from scaler_wizard.specs.sections import SafetySection
 from scaler_wizard.store.checkpoint_files import Checkpoint
 from scaler_wizard.store.rundir import RunDir
 from scaler_wizard.store.workspace import Workspace

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scaler_wizard.errors import CheckpointError
 from scaler_wizard.safety import breaker as breaker_module
 from scaler_wizard.safety.breaker import Breaker, Verdict
-from scaler_wizard.specs.grow import BreakerSection
+from scaler_wizard.specs.sections import BreakerSection
 
 SETTINGS = BreakerSection()
 
