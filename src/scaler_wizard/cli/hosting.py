@@ -21,7 +21,7 @@ from scaler_wizard.jobs.host import hosting
 from scaler_wizard.planning.plan import Plan
 from scaler_wizard.report.page import write_report
 from scaler_wizard.report.table import format_table
-from scaler_wizard.specs.grow import GrowJob
+from scaler_wizard.specs.job import FileJob
 from scaler_wizard.store.rundir import RunDir
 from scaler_wizard.store.states import FINISHED, RunStatus
 from scaler_wizard.store.workspace import Workspace
@@ -32,7 +32,7 @@ ASK_SEC = 0.5
 
 
 def host_run(
-    workspace: Workspace, console: Console, *, job: GrowJob | None = None, plan: Plan | None = None,
+    workspace: Workspace, console: Console, *, job: FileJob | None = None, plan: Plan | None = None,
     run: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Create (from job and plan) or take up (by id) a run, show it until its worker ends; its final row.

@@ -19,13 +19,7 @@ def plan(job: JobArgument, workspace: WorkspaceOption = None, json: JsonOption =
     print_plan(Console(), prepared)
     if json:
         sample = prepared.sample
-        print_json(
-            {
-                "plan": prepared.plan.as_dict(),
-                "sample": {
-                    "runs": sample.runs,
-                    "end_of_turn_trained": sample.end_of_turn,
-                    "data": sample.words,
-                },
-            }
-        )
+        shown = sample and {
+            "runs": sample.runs, "end_of_turn_trained": sample.end_of_turn, "data": sample.words,
+        }  # fmt: skip
+        print_json({"plan": prepared.plan.as_dict(), "sample": shown})

@@ -13,10 +13,11 @@ SAMPLE_CHARACTERS = 1200
 
 
 def print_plan(console: Console, prepared: Prepared) -> None:
-    """The plan, then a row of the data as the model will see it."""
+    """The plan, then a row of the data as the model will see it, where there is data yet."""
     for line in render_plan(prepared.plan):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    print_sample(console, prepared.sample)
+    if prepared.sample is not None:
+        print_sample(console, prepared.sample)
 
 
 def print_sample(console: Console, sample: DataSample) -> None:

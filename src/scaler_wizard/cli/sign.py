@@ -15,7 +15,7 @@ from scaler_wizard.jobs.prepare import load_job
 from scaler_wizard.safety.contract import DEFAULT_ROLLBACK_PLAN, check_job, default_scope, sign
 from scaler_wizard.specs.continual import ContinualConfig
 from scaler_wizard.specs.contract import SIGNOFF, Contract
-from scaler_wizard.specs.grow import GrowJob
+from scaler_wizard.specs.job import FileJob
 from scaler_wizard.specs.yaml_io import dump_yaml, parse_yaml, read_yaml
 from scaler_wizard.store.durable import write_atomic
 
@@ -23,10 +23,10 @@ ByOption = Annotated[str | None, typer.Option(help="Who signs (asked when empty)
 ScopeOption = Annotated[str | None, typer.Option(help="What may be done, in words (proposed from the job).")]
 WayBackOption = Annotated[str | None, typer.Option("--rollback-plan", help="How you get back (proposed).")]
 AcceptOption = Annotated[str | None, typer.Option(help=f'The sentence "{SIGNOFF}" (asked when empty).')]
-_Signable = TypeVar("_Signable", GrowJob, ContinualConfig)
-GROW_LIMITS = (
-    "  the run keeps to: at most 90% of the free memory, at most 2x context per gate, a gate before",
-    "  every expansion that pauses without an answer, a checkpoint after every phase",
+_Signable = TypeVar("_Signable", bound=FileJob | ContinualConfig)
+RUN_LIMITS = (
+    "  the run keeps to: at most 90% of the free memory, at most 2x context per gate, gates that pause",
+    "  without an answer, a checkpoint after every phase",
 )
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -42,7 +42,7 @@ def sign_job(
     json: JsonOption = False,
 ) -> None:
     """Show what is signed, ask for the sentence, and write the contract into the job file."""
-    contract = ceremony(load_job(job), job, GROW_LIMITS, by, scope, rollback_plan, accept)
+    contract = ceremony(load_job(job), job, RUN_LIMITS, by, scope, rollback_plan, accept)
     typer.echo(f"Signed by {contract.authorized_by}. Next: scaler run {job}")
     if json:
         print_json({"job": str(job), "contract": contract.model_dump(mode="json")})

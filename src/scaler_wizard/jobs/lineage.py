@@ -13,8 +13,7 @@ from sqlalchemy import Connection
 
 from scaler_wizard.errors import WrongStateError
 from scaler_wizard.specs.continual import ConsolidateJob
-from scaler_wizard.specs.grow import GrowJob
-from scaler_wizard.specs.job import parse_job
+from scaler_wizard.specs.job import FileJob, parse_job
 from scaler_wizard.store import queries, queue, versions
 from scaler_wizard.store.checkpoints import CheckpointStore
 from scaler_wizard.store.records import Run, Version
@@ -37,7 +36,7 @@ def note_parent(connection: Connection, workspace: Workspace, run: Run, run_dir:
         CheckpointError, WorkspaceError: the run directory cannot be written.
     """
     job = parse_job(run.job)
-    if isinstance(job, GrowJob):
+    if isinstance(job, FileJob):
         return
     before, now = run_dir.parent(), versions.parent_record(connection, workspace, job)
     if isinstance(job, ConsolidateJob) and job.version != now["version"]:

@@ -1,11 +1,13 @@
 """From a job file to a plan: everything that is known before any weight is loaded. No torch.
 
 The same steps serve `scaler plan`, `run` and `run_job`: read and validate the job, read the model's facts
-from its headers, probe the machine, look at the first rows of the data as the model will see them.
+from its headers, probe the machine, look at the first rows of the data as the model will see them. Each
+recipe adds one function that makes its paths absolute and one that plans it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,24 +23,45 @@ from scaler_wizard.planning.plan import Plan, make_plan
 from scaler_wizard.planning.templates import load_templates
 from scaler_wizard.specs.continual import ContinualJob
 from scaler_wizard.specs.grow import GrowJob
+from scaler_wizard.specs.job import FileJob
 from scaler_wizard.specs.job import parse_job as parse_any_job
+from scaler_wizard.specs.sections import ModelSection
 from scaler_wizard.specs.yaml_io import read_yaml
-from scaler_wizard.store.learned_sizes import learned_sizes
+from scaler_wizard.store.learned_sizes import LearnedSize, learned_sizes
 from scaler_wizard.store.workspace import Workspace
+
+Preparable = FileJob | ContinualJob
 
 
 @dataclass(frozen=True)
 class Prepared:
     """A job that can be planned, and its plan."""
 
-    job: GrowJob | ContinualJob
+    job: Preparable
     facts: ModelFacts
     hardware: Hardware
-    sample: DataSample
+    sample: DataSample | None
+    """Rows of the data as the model will see them; None where the run makes its data itself."""
     plan: Plan
 
 
-def load_job(path: Path) -> GrowJob:
+@dataclass(frozen=True)
+class Given:
+    """What every planner may look at, besides the job."""
+
+    workspace: Workspace | None
+    machine: Hardware
+    facts: ModelFacts
+    tokenizer: Path
+    """Directory of the tokenizer."""
+
+    @property
+    def learned(self) -> tuple[LearnedSize, ...]:
+        """Micro-batch sizes that earlier runs of this workspace were brought down to."""
+        return tuple(learned_sizes(self.workspace.learned)) if self.workspace else ()
+
+
+def load_job(path: Path) -> FileJob:
     """Read and validate a job file; relative paths in it are relative to the file's folder.
 
     Raises:
@@ -47,39 +70,50 @@ def load_job(path: Path) -> GrowJob:
     return parse_job(read_yaml(path), path.absolute().parent)
 
 
-def parse_job(value: dict[str, Any], folder: Path) -> GrowJob:
+def parse_job(value: dict[str, Any], folder: Path) -> FileJob:
     """Validate a job mapping and make its local paths absolute.
 
     Raises:
         SpecError: an unknown recipe, or anything the spec refuses.
     """
     job = parse_any_job(value)
-    if not isinstance(job, GrowJob):
+    if not isinstance(job, FileJob):
         raise SpecError(
-            f"a job file of recipe {job.recipe}", "recipe grow",
+            f"a job file of recipe {job.recipe}", f"recipe {', '.join(ABSOLUTE)}",
             "files of a continual model go into the inbox of `scaler daemon start`",
         )  # fmt: skip
-    return _absolute(job, folder)
+    changes = ABSOLUTE[job.recipe](job, folder)
+    return job.model_copy(update={**changes, "model": _absolute_model(job.model, folder)})
 
 
-def _absolute(job: GrowJob, folder: Path) -> GrowJob:
+def absolute_path(path: str, folder: Path) -> str:
+    """A path as a job file writes it, seen from the file's folder."""
+    return str((folder / Path(path).expanduser()).resolve())
+
+
+def _absolute_model(model: ModelSection, folder: Path) -> ModelSection:
+    # A name that is a folder here is that folder; anything else is a hub name or "seedling".
+    local = folder / Path(model.base_model).expanduser()
+    if not local.is_dir():
+        return model
+    return model.model_copy(update={"base_model": str(local.resolve())})
+
+
+def _absolute_grow(job: GrowJob, folder: Path) -> dict[str, Any]:
     dataset = job.dataset
     changes: dict[str, Any] = {}
     if dataset.source == "local":
-        changes["identifier"] = str((folder / Path(dataset.identifier).expanduser()).resolve())
+        changes["identifier"] = absolute_path(dataset.identifier, folder)
     if dataset.text_file:
-        changes["text_file"] = str((folder / Path(dataset.text_file).expanduser()).resolve())
-    model = job.model
-    local = folder / Path(model.base_model).expanduser()
-    # A name that is a folder here is that folder; anything else is a hub name or "seedling".
-    if local.is_dir():
-        model = model.model_copy(update={"base_model": str(local.resolve())})
-    return job.model_copy(update={"dataset": dataset.model_copy(update=changes), "model": model})
+        changes["text_file"] = absolute_path(dataset.text_file, folder)
+    return {"dataset": dataset.model_copy(update=changes)}
 
 
-def prepare(
-    job: GrowJob | ContinualJob, workspace: Workspace | None, hardware: Hardware | None = None
-) -> Prepared:
+ABSOLUTE: dict[str, Callable[[Any, Path], dict[str, Any]]] = {"grow": _absolute_grow}
+"""By recipe: (job, folder of its file) -> sections with absolute paths. The model's is everybody's."""
+
+
+def prepare(job: Preparable, workspace: Workspace | None, hardware: Hardware | None = None) -> Prepared:
     """Facts, machine, data sample and plan of a job. Loads no weights.
 
     Raises:
@@ -90,26 +124,32 @@ def prepare(
     path = resolve_model(job.model.base_model, job.model.revision)
     facts = read_facts(path, allow_remote_code=job.model.trust_remote_code)
     tokenizer = Path(job.model.tokenizer) if job.model.tokenizer else path
-    if isinstance(job, ContinualJob):
-        sample = sample_file(job.dataset, tokenizer)
-        learned = learned_sizes(workspace.learned) if workspace else ()
-        plan = make_continual_plan(job, machine, facts, data=sample.summary, learned=learned)
-    else:
-        sample = sample_data(job, tokenizer)
-        plan = _grow_plan(job, workspace, machine, facts, sample)
+    given = Given(workspace, machine, facts, tokenizer)
+    sample, plan = PLANNERS[job.recipe](job, given)
     return Prepared(job, facts, machine, sample, plan)
 
 
-def _grow_plan(
-    job: GrowJob, workspace: Workspace | None, machine: Hardware, facts: ModelFacts, sample: DataSample
-) -> Plan:
-    templates = load_templates(workspace.root if workspace else None)
-    history = run_records(workspace) if workspace else []
+def _plan_continual(job: ContinualJob, given: Given) -> tuple[DataSample, Plan]:
+    sample = sample_file(job.dataset, given.tokenizer)
+    plan = make_continual_plan(job, given.machine, given.facts, data=sample.summary, learned=given.learned)
+    return sample, plan
+
+
+def _plan_grow(job: GrowJob, given: Given) -> tuple[DataSample, Plan]:
+    workspace = given.workspace
+    sample = sample_data(job, given.tokenizer)
     section = job.scaling.distillation
-    teacher = read_facts(resolve_model(section.teacher)) if section else None
     plan = make_plan(
-        job, machine, facts, history, templates=templates, data=sample.summary, teacher=teacher,
-        learned=learned_sizes(workspace.learned) if workspace else (),
+        job, given.machine, given.facts, run_records(workspace) if workspace else [],
+        templates=load_templates(workspace.root if workspace else None), data=sample.summary,
+        teacher=read_facts(resolve_model(section.teacher)) if section else None, learned=given.learned,
     )  # fmt: skip
     check_held_out(sample, plan.base_context, plan.target_context)
-    return plan
+    return sample, plan
+
+
+PLANNERS: dict[str, Callable[[Any, Given], tuple[DataSample | None, Plan]]] = {
+    "grow": _plan_grow,
+    "continual": _plan_continual,
+}
+"""By recipe: (job, what is known) -> a look at its data, where it has any, and the plan."""

@@ -12,12 +12,15 @@ import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from scaler_wizard.errors import ContractNotAcceptedError
-from scaler_wizard.specs.continual import LEARNING_SECTIONS, ConsolidateJob, ContinualConfig, ContinualJob
+from scaler_wizard.specs.bootstrap import BootstrapJob
+from scaler_wizard.specs.continual import LEARNING_SECTIONS, ContinualConfig
 from scaler_wizard.specs.contract import CONTRACT_VERSION, SIGNOFF, Contract
+from scaler_wizard.specs.experts import ExpertsJob
 from scaler_wizard.specs.grow import GrowJob
+from scaler_wizard.specs.job import FileJob, Job
 
 KNOWN_VERSIONS = (CONTRACT_VERSION,)
 CLOCK_TOLERANCE = timedelta(minutes=5)
@@ -41,8 +44,8 @@ class SignedContract:
     """SHA-256 of the contract's canonical JSON, stored with the run."""
 
 
-Signable = GrowJob | ContinualJob | ConsolidateJob | ContinualConfig
-_Job = TypeVar("_Job", GrowJob, ContinualJob, ContinualConfig)
+Signable = Job | ContinualConfig
+_Job = TypeVar("_Job", bound=Signable)
 
 
 def job_hash(job: Signable) -> str:
@@ -53,7 +56,7 @@ def job_hash(job: Signable) -> str:
     Defaults are part of what is hashed: a release that changes a default changes what would be run, and
     so needs a new signature.
     """
-    if isinstance(job, GrowJob):
+    if isinstance(job, FileJob):
         return _sha256(job.model_dump(mode="json", by_alias=True, exclude={"contract"}))
     signed = job.model_dump(mode="json", by_alias=True, include=set(LEARNING_SECTIONS))
     return _sha256({"recipe": "continual", **signed})
@@ -111,12 +114,26 @@ def check_job(job: Signable, *, now: datetime | None = None) -> SignedContract:
 
 def default_scope(job: Signable) -> str:
     """One sentence that says what the job may do. Never mentions remote code: a person writes that."""
-    if not isinstance(job, GrowJob):
+    if isinstance(job, GrowJob):
+        return _grow_scope(job)
+    if isinstance(job, ExpertsJob):
         return (
-            f"Train {job.model.base_model} ({job.lineage.strategy}) on every file put into the inbox, as "
-            f"lineage {job.lineage.model_name}; a version that got worse is held back; at most 90% of "
-            "available memory."
+            f"Train LoRA experts and a router on {job.model.base_model}, measure them, and put the router "
+            "into service only where it is better; at most 90% of available memory."
         )
+    if isinstance(job, BootstrapJob):
+        return (
+            f"Let {job.model.base_model} make its own training data and learn from it in six stages, each "
+            "behind a gate; at most 90% of available memory."
+        )
+    return (
+        f"Train {job.model.base_model} ({job.lineage.strategy}) on every file put into the inbox, as "
+        f"lineage {job.lineage.model_name}; a version that got worse is held back; at most 90% of "
+        "available memory."
+    )
+
+
+def _grow_scope(job: GrowJob) -> str:
     context = job.scaling.target_context
     reach = f"to a context of {context:,} tokens" if context else "at its own context length"
     return (
@@ -152,7 +169,7 @@ def sign(
     )
     signed = job.model_copy(update={"contract": contract})
     check_job(signed, now=now)
-    return signed
+    return cast(_Job, signed)
 
 
 def _sha256(value: dict[str, Any]) -> str:

@@ -5,17 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from scaler_wizard.errors import SpecError
+from scaler_wizard.specs.bootstrap import BootstrapJob
 from scaler_wizard.specs.continual import ConsolidateJob, ContinualJob
+from scaler_wizard.specs.experts import ExpertsJob
 from scaler_wizard.specs.grow import GrowJob
 
 LineageJob = ContinualJob | ConsolidateJob
 """Jobs that start from a version of a lineage and leave the next one."""
 LINEAGE_RECIPES = ("continual", "consolidate")
 """Their recipes: what one standing contract covers."""
-Job = GrowJob | LineageJob
+FileJob = GrowJob | ExpertsJob | BootstrapJob
+"""Jobs that a person writes as a file, signs and runs."""
+Job = FileJob | LineageJob
 
-JOBS: dict[str, type[GrowJob] | type[ContinualJob] | type[ConsolidateJob]] = {
+JOBS: dict[str, type[Job]] = {
     "grow": GrowJob,
+    "experts": ExpertsJob,
+    "bootstrap": BootstrapJob,
     "continual": ContinualJob,
     "consolidate": ConsolidateJob,
 }
