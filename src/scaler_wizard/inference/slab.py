@@ -76,6 +76,10 @@ class Slab:
             self._layers[layer] = (self._zeros(key), self._zeros(value))
         return self._layers[layer]
 
+    def kept(self, layer: int) -> tuple[Tensor, Tensor]:
+        """What `layer` returns for a layer that has been used."""
+        return self._layers[layer]
+
     def _zeros(self, like: Tensor) -> Tensor:
         _, heads, _, width = like.shape
         return like.new_zeros(len(self.rows), heads, self.capacity, width)

@@ -37,10 +37,17 @@ _DESCRIPTIVE = frozenset({
     "init_lora_weights", "ensure_weight_tying", "encoder_hidden_size",
 })  # fmt: skip
 _READ = {
-    "LORA": frozenset({
-        "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "fan_in_fan_out",
-        "alora_invocation_tokens",
-    }),
+    "LORA": frozenset(
+        {
+            "r",
+            "lora_alpha",
+            "lora_dropout",
+            "target_modules",
+            "use_rslora",
+            "fan_in_fan_out",
+            "alora_invocation_tokens",
+        }
+    ),
     "PREFIX_TUNING": frozenset({"num_virtual_tokens"}),
 }
 

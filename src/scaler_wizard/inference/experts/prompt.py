@@ -51,6 +51,7 @@ class Prompt:
         assert self.tokens, "an empty content has nothing to route"
         assert self.embedded is None or self.embedded.embeds.shape[0] == len(self.tokens)
         assert self.embedded is not None or min(self.tokens) >= 0, "visual tokens without their embeddings"
+        assert self.tokens[-1] >= 0, "a content ends in text: its last token may be read again"
 
 
 @dataclass(frozen=True, slots=True)

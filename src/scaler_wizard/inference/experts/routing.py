@@ -30,12 +30,8 @@ class RouteScores:
     """Calibrated, in the order of the router's labels; sum 1."""
 
 
-class Router(Protocol):
-    """Decides which expert answers. Attributes are plain values, fixed for the router's life."""
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Labels of experts, in the order of its probabilities."""
+class Observed(Protocol):
+    """What a router is to be given. Attributes are plain values, fixed for the router's life."""
 
     @property
     def kind(self) -> RouterKind:
@@ -56,6 +52,14 @@ class Router(Protocol):
     @property
     def adapter(self) -> str | None:
         """Content hash of the router's own adapter in the bank; None where it runs on the bare base."""
+
+
+class Router(Observed, Protocol):
+    """Decides which expert answers."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels of experts, in the order of its probabilities."""
 
     @property
     def temperature(self) -> float:
