@@ -143,6 +143,14 @@ class IncompatibleModelError(ModelError):
     """A model that lacks what the job asks of it (tied weights, vocabulary, architecture)."""
 
 
+class ExpertError(ModelError):
+    """An expert that cannot be served: another base, no effect, a label or content that is there already."""
+
+
+class UnknownExpertError(ExpertError):
+    """A label that no expert has."""
+
+
 class RunError(ScalerError):
     """A run that does not exist, or is not in a state for what was asked."""
 

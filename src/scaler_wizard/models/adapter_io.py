@@ -28,6 +28,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 MAX_CONFIG_BYTES = 1 << 20
 MAX_RANK = 4096
 MAX_VIRTUAL_TOKENS = 65_536
+MAX_INVOCATION_TOKENS = 256
 _KINDS: dict[str, type[Any]] = {"LORA": LoraConfig, "PREFIX_TUNING": PrefixTuningConfig}
 # Fields that are rebuilt from the model, or that only describe where the file comes from.
 _DESCRIPTIVE = frozenset({
@@ -36,7 +37,17 @@ _DESCRIPTIVE = frozenset({
     "init_lora_weights", "ensure_weight_tying", "encoder_hidden_size",
 })  # fmt: skip
 _READ = {
-    "LORA": frozenset({"r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "fan_in_fan_out"}),
+    "LORA": frozenset(
+        {
+            "r",
+            "lora_alpha",
+            "lora_dropout",
+            "target_modules",
+            "use_rslora",
+            "fan_in_fan_out",
+            "alora_invocation_tokens",
+        }
+    ),
     "PREFIX_TUNING": frozenset({"num_virtual_tokens"}),
 }
 
@@ -163,10 +174,21 @@ def _lora_config(values: dict[str, Any], path: Path) -> LoraConfig:
     _check(path, "target_modules", targets, bool(named) or targets == "all-linear")
     for flag in ("use_rslora", "fan_in_fan_out"):
         _check(path, flag, values.get(flag, False), isinstance(values.get(flag, False), bool))
+    invocation = values.get("alora_invocation_tokens")
+    _check(path, "alora_invocation_tokens", invocation, invocation is None or _is_invocation(invocation))
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets,
         use_rslora=values.get("use_rslora", False), fan_in_fan_out=values.get("fan_in_fan_out", False),
+        alora_invocation_tokens=invocation,
     )  # fmt: skip
+
+
+def _is_invocation(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and 0 < len(value) <= MAX_INVOCATION_TOKENS
+        and all(type(item) is int and 0 <= item < 2**31 for item in value)
+    )
 
 
 def _refuse_unsupported(values: dict[str, Any], kind: str, path: Path) -> None:
