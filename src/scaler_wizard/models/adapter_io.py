@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from scaler_wizard.errors import ModelError, ModelNotFoundError, UnsafeWeightsError
+from scaler_wizard.models.alora import take_packed_rows
 from scaler_wizard.models.tensor_files import Files, TensorFile, write_files
 from scaler_wizard.planning.safetensors_header import parse_json
 
@@ -137,6 +138,7 @@ def wrap(model: Any, config: Any, seed: int) -> PeftModel:
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
         torch.manual_seed(seed)
         wrapped: PeftModel = get_peft_model(model, config, autocast_adapter_dtype=True)
+        take_packed_rows(wrapped)
         return wrapped
 
 
