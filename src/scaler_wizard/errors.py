@@ -117,6 +117,14 @@ class FormatError(DataError):
     """A row format that is unknown, or several formats mixed in one file."""
 
 
+class ImageError(DataError):
+    """Bytes that are not a picture that can be used: another format, damaged, cut off."""
+
+
+class ImageTooLargeError(ImageError):
+    """A picture of more bytes, pixels or a longer side than is read; found out before it is decoded."""
+
+
 class ModelError(ScalerError):
     """A model directory that cannot be used."""
 
