@@ -116,7 +116,9 @@ def _read_edit(kind: str, letters: list[str], named: list[str], text: str) -> Ta
     inside = [letter in letters for letter in named]
     if inside != {"replace": [True, False], "remove": [True], "append": [False]}[kind]:
         return None
-    document = {"replace": "replace {} with {} in", "remove": "remove {} from", "append": "append {} to"}[kind]
+    document = {"replace": "replace {} with {} in", "remove": "remove {} from", "append": "append {} to"}[
+        kind
+    ]
     return Task(
         kind, f"{' '.join(named)} {joined}", f"{document.format(*named)} [ {joined} ] =", text.strip(), None,
         " ".join(edited(kind, letters, named)),

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from scaler_wizard.data.generators.example import first_answer
-from scaler_wizard.data.world import Skill, Task, Checked, World
+from scaler_wizard.data.world import Checked, Skill, Split, Task, World
 from scaler_wizard.data.world_forms import (
     ask_if_right,
     ask_to_fix,
@@ -41,17 +41,23 @@ class Question:
     """What is wrong with the draft that is judged or revised; "right" where nothing is."""
 
     @property
-    def document(self) -> str:
-        """The task as a base model knows it: asked when nothing but the form may be new."""
-        return self.task.document
+    def replies(self) -> Parts:
+        """A right reply to each prompt, as a worked example shows it."""
+        if self.skill == "make":
+            return (self.task.explicit,)
+        if self.skill == "evaluate":
+            return tuple(f"{self.task.answer}, {label}" for label in self.expected)
+        return self.expected
 
 
-def questions(world: World, skill: Skill, n: int, seed: int) -> tuple[Question, ...]:
+def questions(
+    world: World, skill: Skill, n: int, seed: int, split: Split = "held_out"
+) -> tuple[Question, ...]:
     """At most `n` questions on one skill, a function of the arguments; tasks without known answers have none.
 
     Tasks to make are asked for by type: the same request often, each time with a random generator of its own.
     """
-    tasks = [task for task in world.tasks("held_out", n, seed) if task.answer is not None]
+    tasks = [task for task in world.tasks(split, n, seed) if task.answer is not None]
     found = []
     for number, task in enumerate(tasks):
         question = _question(skill, task, number, seed)
