@@ -20,6 +20,7 @@ from typing import Any
 
 from scaler_wizard.evals.results import NeedleResult, NllResult, RecencyResult, ShortNllResult
 from scaler_wizard.evals.statistics import MeanEstimate
+from scaler_wizard.safety.checks import Check
 from scaler_wizard.specs.grow import EvaluationSection
 
 KEPT_SHARE = 0.9
@@ -40,16 +41,6 @@ class ContextMeasurements:
     recency: RecencyResult
     short_before: ShortNllResult
     short_after: ShortNllResult
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One number against its limit. `limit` is None where the check does not gate."""
-
-    value: float | None
-    limit: float | None
-    ok: bool
-    sentence: str
 
 
 @dataclass(frozen=True, slots=True)
