@@ -15,6 +15,7 @@ from typing import Any
 from scaler_wizard.data.sample import DataSample, check_held_out, sample_data, sample_file
 from scaler_wizard.errors import SpecError
 from scaler_wizard.jobs.history import run_records
+from scaler_wizard.planning.bootstrap import make_bootstrap_plan
 from scaler_wizard.planning.continual import make_continual_plan
 from scaler_wizard.planning.experts import make_experts_plan
 from scaler_wizard.planning.facts import ModelFacts, read_facts
@@ -22,6 +23,7 @@ from scaler_wizard.planning.hardware import Hardware, probe_hardware
 from scaler_wizard.planning.locate import resolve_model
 from scaler_wizard.planning.plan import Plan, make_plan
 from scaler_wizard.planning.templates import load_templates
+from scaler_wizard.specs.bootstrap import BootstrapJob
 from scaler_wizard.specs.continual import ContinualJob
 from scaler_wizard.specs.experts import ExpertSection, ExpertsJob, RoutingSection
 from scaler_wizard.specs.grow import GrowJob
@@ -125,9 +127,17 @@ def _absolute_experts(job: ExpertsJob, folder: Path) -> dict[str, Any]:
     return {"experts": [absolute(expert) for expert in job.experts], "dataset": dataset}
 
 
+def _absolute_bootstrap(job: BootstrapJob, folder: Path) -> dict[str, Any]:
+    world = job.world
+    if world.file is None:
+        return {}
+    return {"world": world.model_copy(update={"file": absolute_path(world.file, folder)})}
+
+
 ABSOLUTE: dict[str, Callable[[Any, Path], dict[str, Any]]] = {
     "grow": _absolute_grow,
     "experts": _absolute_experts,
+    "bootstrap": _absolute_bootstrap,
 }
 """By recipe: (job, folder of its file) -> sections with absolute paths. The model's is everybody's."""
 
@@ -171,9 +181,14 @@ def _plan_experts(job: ExpertsJob, given: Given) -> tuple[None, Plan]:
     return None, make_experts_plan(job, given.machine, given.facts, learned=given.learned)
 
 
+def _plan_bootstrap(job: BootstrapJob, given: Given) -> tuple[None, Plan]:
+    return None, make_bootstrap_plan(job, given.machine, given.facts, learned=given.learned)
+
+
 PLANNERS: dict[str, Callable[[Any, Given], tuple[DataSample | None, Plan]]] = {
     "grow": _plan_grow,
     "experts": _plan_experts,
     "continual": _plan_continual,
+    "bootstrap": _plan_bootstrap,
 }
 """By recipe: (job, what is known) -> a look at its data, where it has any, and the plan."""

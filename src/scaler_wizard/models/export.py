@@ -159,8 +159,8 @@ def export_merged(
         trained = [sampled_logits(model, part) for part in lengths]
         with folded(model):
             merged = [sampled_logits(model, part) for part in lengths]
-            _write_model(base, stage)
-        _write_tokenizer(tokenizer, stage, longest)
+            write_model(base, stage)
+        write_tokenizer(tokenizer, stage, longest)
         read_back = _read_back(stage, tokenizer, base, lengths)
         tolerance = TOLERANCE.get(base.dtype, COARSEST)
         report = ExportReport(
@@ -207,7 +207,7 @@ def _longest_context(base: Any, setting: RopeSetting | None) -> int:
     return int(base.config.get_text_config().max_position_embeddings)
 
 
-def _write_model(base: Any, stage: Path) -> None:
+def write_model(base: Any, stage: Path) -> None:
     """Weights under their base names (no adapter tensors), config and generation config."""
     state = {
         name.replace(".base_layer.", "."): value
@@ -232,7 +232,8 @@ def _sampling_stated(config: Any) -> Any:
     return config
 
 
-def _write_tokenizer(tokenizer: Any, stage: Path, longest: int) -> None:
+def write_tokenizer(tokenizer: Any, stage: Path, longest: int) -> None:
+    """The tokenizer with `model_max_length` = `longest`; the one in memory keeps its own."""
     own = tokenizer.model_max_length
     tokenizer.model_max_length = longest
     try:

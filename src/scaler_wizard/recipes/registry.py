@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from scaler_wizard.planning.plan import Plan
+from scaler_wizard.recipes.bootstrap import BootstrapRecipe
 from scaler_wizard.recipes.consolidate import ConsolidateRecipe
 from scaler_wizard.recipes.continual import ContinualRecipe
 from scaler_wizard.recipes.grow import GrowRecipe
@@ -17,4 +18,5 @@ RECIPES: dict[str, Callable[[Any, Plan, RunDir], Recipe]] = {
     "grow": GrowRecipe,
     "continual": ContinualRecipe,
     "consolidate": ConsolidateRecipe,
+    "bootstrap": BootstrapRecipe,
 }

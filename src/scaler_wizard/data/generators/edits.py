@@ -6,10 +6,21 @@ Document form: `replace d with q in [ a d c ] =`.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from scaler_wizard.data.generators.example import Example
 from scaler_wizard.data.generators.sequences import sample_letters
 from scaler_wizard.data.generators.words import LETTERS
+
+
+def edited(task: str, letters: Sequence[str], named: Sequence[str]) -> list[str]:
+    """What an edit makes of its letters; `named` are the letters that its instruction names, in order."""
+    if task == "append":
+        return [*letters, named[0]]
+    if task == "remove":
+        return [letter for letter in letters if letter != named[0]]
+    old, new = named
+    return [new if letter == old else letter for letter in letters]
 
 
 def replace(rng: random.Random, level: int) -> Example:
@@ -24,7 +35,7 @@ def replace(rng: random.Random, level: int) -> Example:
         task="replace",
         level=level,
         input=f"{old} {new} {text}",
-        answer=" ".join(new if letter == old else letter for letter in letters),
+        answer=" ".join(edited("replace", letters, (old, new))),
         document=f"replace {old} with {new} in [ {text} ] =",
         instruction=rng.choice(instructions),
         question=rng.choice(questions),
@@ -42,7 +53,7 @@ def remove(rng: random.Random, level: int) -> Example:
         task="remove",
         level=level,
         input=f"{old} {text}",
-        answer=" ".join(letter for letter in letters if letter != old),
+        answer=" ".join(edited("remove", letters, (old,))),
         document=f"remove {old} from [ {text} ] =",
         instruction=rng.choice(instructions),
         question=rng.choice(questions),
@@ -60,7 +71,7 @@ def append(rng: random.Random, level: int) -> Example:
         task="append",
         level=level,
         input=f"{new} {text}",
-        answer=f"{text} {new}",
+        answer=" ".join(edited("append", letters, (new,))),
         document=f"append {new} to [ {text} ] =",
         instruction=rng.choice(instructions),
         question=rng.choice(questions),

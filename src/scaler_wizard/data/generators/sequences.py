@@ -7,10 +7,23 @@ element is one token. Document form: `reverse [ a b c ] =`.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from scaler_wizard.data.generators.example import Example, check_level
 from scaler_wizard.data.generators.words import LETTERS
+
+
+TRANSFORMS: Final[Mapping[str, Callable[[Sequence[str]], Sequence[str]]]] = {
+    "copy": lambda letters: letters,
+    "reverse": lambda letters: letters[::-1],
+    "sort": sorted,
+    "double": lambda letters: [letter for letter in letters for _ in range(2)],
+    "shift": lambda letters: [LETTERS[(LETTERS.index(letter) + 1) % len(LETTERS)] for letter in letters],
+    "rotate": lambda letters: [*letters[1:], letters[0]],
+    "swap": lambda letters: [letters[-1], *letters[1:-1], letters[0]],
+}
+"""What each task does to its letters."""
 
 
 def sequence_length(level: int) -> int:
@@ -26,7 +39,6 @@ def sample_letters(rng: random.Random, level: int) -> list[str]:
 
 def _make(
     task: str,
-    transform: Callable[[Sequence[str]], Sequence[str]],
     instructions: Sequence[str],
     questions: Sequence[str],
     rng: random.Random,
@@ -38,7 +50,7 @@ def _make(
         task=task,
         level=level,
         input=text,
-        answer=" ".join(transform(letters)),
+        answer=" ".join(TRANSFORMS[task](letters)),
         document=f"{task} [ {text} ] =",
         instruction=rng.choice(instructions).format(text),
         question=rng.choice(questions).format(text),
@@ -49,7 +61,6 @@ def copy(rng: random.Random, level: int) -> Example:
     """The same letters in the same order."""
     return _make(
         "copy",
-        lambda letters: letters,
         ("Copy: {}", "Repeat this: {}", "Write again: {}"),
         ("What do you read in {}?", "How does {} go once more?", "I said {}. What did I say?"),
         rng,
@@ -61,7 +72,6 @@ def reverse(rng: random.Random, level: int) -> Example:
     """The letters from last to first."""
     return _make(
         "reverse",
-        lambda letters: letters[::-1],
         ("Reverse: {}", "Turn around: {}", "Write backwards: {}"),
         ("How does {} read backwards?", "What is {} from end to start?", "What is the mirror of {}?"),
         rng,
@@ -73,7 +83,6 @@ def sort(rng: random.Random, level: int) -> Example:
     """The letters in alphabetical order."""
     return _make(
         "sort",
-        sorted,
         ("Sort: {}", "Put in order: {}", "Arrange by alphabet: {}"),
         ("What is the order of {}?", "How would a dictionary list {}?", "Which comes first in {}, and then?"),
         rng,
@@ -85,7 +94,6 @@ def double(rng: random.Random, level: int) -> Example:
     """Each letter twice."""
     return _make(
         "double",
-        lambda letters: [letter for letter in letters for _ in range(2)],
         ("Double: {}", "Write each twice: {}", "Say every letter two times: {}"),
         ("What is {} with each letter twice?", "How does {} look in pairs?", "What if {} had twins?"),
         rng,
@@ -97,7 +105,6 @@ def shift(rng: random.Random, level: int) -> Example:
     """Each letter's successor in the alphabet; a follows z."""
     return _make(
         "shift",
-        lambda letters: [LETTERS[(LETTERS.index(letter) + 1) % len(LETTERS)] for letter in letters],
         ("Shift: {}", "Move one on: {}", "Take the next letters: {}"),
         ("Which letters follow {}?", "What comes after each of {}?", "What is {} one step later?"),
         rng,
@@ -109,7 +116,6 @@ def rotate(rng: random.Random, level: int) -> Example:
     """The first letter moved to the end."""
     return _make(
         "rotate",
-        lambda letters: [*letters[1:], letters[0]],
         ("Rotate: {}", "Move the first to the end: {}", "Turn the wheel: {}"),
         (
             "What is {} with the first one last?",
@@ -125,7 +131,6 @@ def swap(rng: random.Random, level: int) -> Example:
     """The first and the last letter exchanged."""
     return _make(
         "swap",
-        lambda letters: [letters[-1], *letters[1:-1], letters[0]],
         ("Swap: {}", "Exchange the ends: {}", "Trade first and last: {}"),
         (
             "What is {} with its ends exchanged?",

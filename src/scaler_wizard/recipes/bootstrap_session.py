@@ -1,0 +1,55 @@
+"""The model of a bootstrap: an adapter that is merged when its stage is trained, and whole models as checkpoints.
+
+Every committed phase after the first holds a model directory that any transformers user can load; a step
+checkpoint inside a phase holds the adapter and the optimiser, on the model of the phase before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from scaler_wizard.models.adapter_fold import base_of
+from scaler_wizard.models.export import write_model, write_tokenizer
+from scaler_wizard.models.merge import merge_adapter
+from scaler_wizard.planning.plan import Plan
+from scaler_wizard.recipes.session import ModelSession
+from scaler_wizard.specs.bootstrap import BootstrapJob
+
+MODEL_DIR = "model"
+
+
+class StageSession(ModelSession):
+    """A base model, or the model of a stage, with a fresh adapter."""
+
+    def __init__(self, job: BootstrapJob, plan: Plan, *, base: Path | None = None) -> None:
+        super().__init__(job, plan, base=base)
+        self.merged = True
+        """Whether the adapter is still no change: nothing was trained since the last merge."""
+        self.trained_in = ""
+        """The phase that has trained these weights since they were loaded; "" where none has."""
+
+    def merge(self) -> None:
+        """The adapter into the weights, and a fresh adapter on them. Trained weights stay as they are."""
+        if self.plan.strategy != "full":
+            self.adapted = self._attach(merge_adapter(self.adapted))
+        self.adapted.eval()
+        self.merged = True
+
+    @contextmanager
+    def as_trained(self) -> Iterator[None]:
+        """For generating and measuring: adapters folded in where there is anything to fold."""
+        if self.merged:
+            yield
+        else:
+            with self.evaluating():
+                yield
+
+    def save_whole(self, directory: Path) -> None:
+        """Write the merged model as a model directory; OSError when the disk refuses."""
+        assert self.merged
+        target = directory / MODEL_DIR
+        target.mkdir()
+        write_model(base_of(self.adapted), target)
+        write_tokenizer(self.tokenizer, target, self.base_context)

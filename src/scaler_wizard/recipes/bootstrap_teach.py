@@ -1,0 +1,225 @@
+"""Stages 1 to 5: make data with the model before, look at it, train, measure, decide. One class for all five.
+
+What differs is how the data is made (`bootstrap_skills`) and which skill is asked for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scaler_wizard.data.generation_gates import (
+    GenerationLimits,
+    GenerationReport,
+    decide_pilot,
+    judge_generation,
+    known_prompts,
+    pilot_size,
+)
+from scaler_wizard.data.token_rows import TokenRow
+from scaler_wizard.data.world import SKILLS, Skill, Task
+from scaler_wizard.evals.promotion import Change
+from scaler_wizard.evals.stage_gate import Kept, StageDecision, decide_stage, next_step
+from scaler_wizard.recipes.bootstrap_data import MadeRow, precision, read_pairs, write_rows
+from scaler_wizard.recipes.bootstrap_lab import Lab, Pair
+from scaler_wizard.recipes.bootstrap_skills import (
+    Batch,
+    Maker,
+    make_explicit,
+    make_implicit,
+    make_judgements,
+    make_revisions,
+    make_tasks,
+)
+from scaler_wizard.recipes.bootstrap_stage import Effort, phase_name
+from scaler_wizard.runs.context import PhaseContext
+from scaler_wizard.runs.phase import Metrics
+from scaler_wizard.specs.bootstrap import StageSection
+
+PROMPTS_TOO = 0.25
+"""Share of the rows of stages 1 and 2 that train on the question as well: stage 3 is asked to go on with one."""
+
+
+@dataclass(frozen=True)
+class TeachStage:
+    """One of the stages 1 to 5."""
+
+    number: int
+    skill: Skill
+    title: str
+    make: Maker
+    prompts_too: float = 0.0
+
+    def section(self, lab: Lab) -> StageSection:
+        """The job's settings of this stage."""
+        section: StageSection = getattr(lab.job.stages, self.skill)
+        return section
+
+    def run(self, lab: Lab, context: PhaseContext, effort: Effort) -> Metrics:
+        """One attempt; see `bootstrap_stage.Stage`."""
+        started = time.monotonic()
+        where = f"stage{self.number}"
+        made, report = self._data(lab, context, effort, where)
+        path = lab.directory(where) / f"rows-{effort.attempt}.jsonl"
+        stamp = {"stage": self.number, "seed": lab.job.training.seed, "weights": lab.weights}
+        data: Metrics = {
+            **report, "file": str(path.relative_to(lab.run_dir.path)), "sha256": write_rows(path, made, stamp),
+            "precision": precision(made),
+        }  # fmt: skip
+        context.note(_data_sentence(made, data))
+        if not report["passed"]:
+            return self._refused(lab, data, effort)
+        context.probe("made_data", {key: data[key] for key in ("n", "kept", "precision", "shares")})
+        making = time.monotonic() - started
+        steps = self._train(lab, context, effort, made)
+        skills = SKILLS[: min(self.number + 1, len(SKILLS))]
+        known = [row.answer for row in made if row.kept] if self.skill == "make" else known_tasks(lab)
+        answers, samples = lab.measure(context, f"{where}/measured-{effort.attempt}", skills, known)
+        decision = self.decide(lab, answers)
+        earlier = [self.decide(lab, found["answers"]) for found in self._attempts(lab) if found["answers"]]
+        for reason in decision.reasons:
+            context.note(f"{'gate met' if decision.passed else 'gate not met'}: {reason}")
+        return {
+            "stage": self.number, "skill": self.skill, "attempt": effort.attempt, "steps": steps,
+            "passed": decision.passed, "next": next_step([*earlier, decision]),
+            "reasons": list(decision.reasons), "weak": list(decision.weak), "decision": decision.as_dict(),
+            "accuracy": decision.correct / decision.n, "answers": answers, "samples": samples, "data": data,
+            "replay": effort.replay, "seconds_making": round(making, 1), "tokens": dict(lab.tokens),
+        }  # fmt: skip
+
+    # data
+
+    def _data(
+        self, lab: Lab, context: PhaseContext, effort: Effort, where: str
+    ) -> tuple[list[MadeRow], Metrics]:
+        """A pilot, then the rest, then more of weak types; all rows, and the data gates' report as metrics."""
+        seed = lab.job.training.seed
+        tasks = self._tasks(lab, effort)
+        evaluation = known_prompts(
+            [prompt for skill in (self.skill,) if skill != "make"
+             for question in lab.all_questions[skill] for prompt in question.prompts], near=False,
+        )  # fmt: skip
+        limits = GenerationLimits(
+            own_tokens=tuple(token for token in lab.session.tokenizer.all_special_tokens if token.strip())
+        )
+        pilot = pilot_size(len(tasks))
+        made = self.make(lab, context, Batch(where, "pilot", tasks[:pilot], seed))
+        report = judge_generation([row.generated() for row in made], evaluation, limits)
+        decided = decide_pilot(report, min(pilot, report.n) if report.n else pilot)
+        if not decided.passed:
+            context.note(f"the pilot of {report.n} rows did not pass: {'; '.join(decided.reasons)}")
+            return made, {**report.as_dict(), **decided.as_dict(), "pilot": True}
+        made += self.make(lab, context, Batch(where, "rest", tasks[pilot:], seed))
+        made = _asked_once(made)
+        report = judge_generation([row.generated() for row in made], evaluation, limits)
+        return made, {**_as_metrics(report), "pilot": False}
+
+    def _tasks(self, lab: Lab, effort: Effort) -> tuple[Task, ...]:
+        """Tasks of the training side: the stage's own number, and more of weak types in later attempts."""
+        section, seed = self.section(lab), lab.job.training.seed
+        first = lab.world.tasks("train", section.prompts, seed + self.number)
+        if effort.attempt == 1:
+            return first
+        extra = round(section.prompts * lab.job.stages.more_data * (effort.attempt - 1))
+        known = {task.id for task in first}
+        more = lab.world.tasks("train", extra, seed + self.number + 1000, effort.weak or None)
+        return (*first, *(task for task in more if task.id not in known))
+
+    # training
+
+    def _train(self, lab: Lab, context: PhaseContext, effort: Effort, made: Sequence[MadeRow]) -> int:
+        section = self.section(lab)
+        steps = section.steps or lab.job.training.max_steps
+        if effort.attempt > 1:
+            steps = round(steps * (1 + lab.job.stages.more_data))
+        pairs = [row.pair for row in made if row.kept]
+        return lab.train(
+            context, lab.plan.phase(phase_name(self.number, 1)), lab.rows(pairs, prompts_too=self.prompts_too),
+            replay_rows(lab, self.number), steps, effort.replay,
+        )  # fmt: skip
+
+    # deciding
+
+    def decide(self, lab: Lab, answers: dict[str, list[bool]]) -> StageDecision:
+        """The gate on one attempt's answers; the comparison is with the model before this stage."""
+        section, before = self.section(lab), lab.passed_answers(self.number - 1)
+        types = [question.type for question in lab.all_questions[self.skill]]
+        by_type = [
+            Change(kind, _of(types, kind, before[self.skill]), _of(types, kind, answers[self.skill]))
+            for kind in dict.fromkeys(types)
+        ]
+        kept = [
+            Kept(skill, Change(skill, tuple(lab.passed_answers(number)[skill]), tuple(answers[skill])))
+            for number, skill in enumerate(SKILLS[: self.number - 1], start=1)
+        ]
+        return decide_stage(self.skill, by_type, kept, share=section.share, least_n=lab.job.evaluation.least)
+
+    def _attempts(self, lab: Lab) -> list[Metrics]:
+        """Metrics of this stage's earlier attempts."""
+        return [found for found in lab.done.values() if found.get("stage") == self.number]
+
+    def _refused(self, lab: Lab, data: Metrics, effort: Effort) -> Metrics:
+        """What is said where the data may not be trained on: making more of the same would not help."""
+        return {
+            "stage": self.number, "skill": self.skill, "attempt": effort.attempt, "steps": 0, "passed": False,
+            "next": "stop", "reasons": [f"made data: {reason}" for reason in data["reasons"]], "weak": [],
+            "accuracy": None, "answers": {}, "samples": {}, "data": data, "replay": effort.replay,
+            "decision": None, "tokens": dict(lab.tokens),
+        }  # fmt: skip
+
+
+STAGES = (
+    TeachStage(1, "explicit", "explicit instructions", make_explicit, PROMPTS_TOO),
+    TeachStage(2, "implicit", "implicit instructions", make_implicit, PROMPTS_TOO),
+    TeachStage(3, "make", "making tasks", make_tasks),
+    TeachStage(4, "evaluate", "judging answers", make_judgements),
+    TeachStage(5, "revise", "mending answers", make_revisions),
+)
+
+
+def stage_pairs(lab: Lab, number: int) -> list[Pair]:
+    """Kept rows of a stage that has passed."""
+    data = lab.passed(number)["data"]
+    return read_pairs(lab.run_dir.path / data["file"], data["sha256"])
+
+
+def known_tasks(lab: Lab) -> list[str]:
+    """Tasks that the third stage was taught to make, once it has passed."""
+    return [answer for _, answer in stage_pairs(lab, 3)] if lab.has_passed(3) else []
+
+
+def replay_rows(lab: Lab, number: int) -> list[TokenRow]:
+    """What is replayed in a stage: rows of all earlier stages, and text sampled from the base itself."""
+    rows: list[TokenRow] = list(lab.text_rows(lab.base_texts()))
+    for earlier in range(1, number):
+        if lab.has_passed(earlier):
+            rows += lab.rows(stage_pairs(lab, earlier))
+    return rows
+
+
+def _asked_once(rows: Sequence[MadeRow]) -> list[MadeRow]:
+    """Kept rows that repeat an earlier one, question and answer, are not kept."""
+    seen: set[Pair] = set()
+    told = []
+    for row in rows:
+        told.append(row.rejected("made before") if row.kept and row.pair in seen else row)
+        seen.add(row.pair)
+    return told
+
+
+def _of(types: Sequence[str], kind: str, answers: Sequence[bool]) -> tuple[bool, ...]:
+    return tuple(answer for name, answer in zip(types, answers, strict=True) if name == kind)
+
+
+def _as_metrics(report: GenerationReport) -> dict[str, Any]:
+    return report.as_dict()
+
+
+def _data_sentence(made: Sequence[MadeRow], data: Metrics) -> str:
+    found = data["precision"]
+    told = f"{data['kept']:,} of {len(made):,} made rows are kept"
+    if found["kept"] is None:
+        return f"{told}; nobody can say how many of them are right"
+    return f"{told}; {found['kept']:.1%} of those are right, {found['before']:.1%} of all were"
