@@ -163,9 +163,10 @@ class RoutedEngine:
 
     def _cache_length(self, request: RoutedRequest, expert: Expert | None, decided: bool) -> int:
         """KV positions for whoever may answer, and for the router's suffix."""
-        experts, suffix = [expert], 0
+        experts: list[Expert | None] = [expert]
+        suffix = 0
         if self._router is not None and not decided:
-            experts = [self._bank.expert(label) for label in self._router.labels] + [self._fallback]
+            experts = [*map(self._bank.expert, self._router.labels), self._fallback]
             suffix = len(self._router.suffix)
         starts = [self._answer_start if one is None else one.start for one in experts]
         answer = max(len(start) for start in starts) + request.max_new_tokens - 1

@@ -53,7 +53,7 @@ def adapter_pairs(
         )
     scale = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
     reference = next(iter(linears.values())).weight
-    dtype = reference.dtype if reference.is_floating_point() else model.dtype
+    dtype: Any = reference.dtype if reference.is_floating_point() else model.dtype
     pairs = {}
     for site, (a, b) in found.items():
         layer = linears[site]
