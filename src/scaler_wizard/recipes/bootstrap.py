@@ -112,10 +112,8 @@ class BootstrapRecipe:
     def _load_last_passed(self) -> None:
         """The model of the newest attempt that passed, or the base; a failed attempt is undone by this."""
         passed = [name for name, found in self.lab.done.items() if found["passed"] and found["steps"]]
-        base = None
-        if passed:
-            base = CheckpointStore(self.run_dir).checkpoint(passed[-1]).path / MODEL_DIR
-        self.lab.session = StageSession(self.job, self.plan, base=base)
+        stage = CheckpointStore(self.run_dir).checkpoint(passed[-1]) if passed else None
+        self.lab.session = StageSession(self.job, self.plan, stage)
 
     def finish_up(self, context: PhaseContext) -> Metrics:
         """Export the last model that passed."""

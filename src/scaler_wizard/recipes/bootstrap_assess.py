@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from scaler_wizard.data.records import write_records
 from scaler_wizard.data.sentinels import SentinelReport, look_for_sentinels, suspect_instruct
 from scaler_wizard.data.world import SKILLS
 from scaler_wizard.data.world_questions import Question, check, questions
 from scaler_wizard.evals.gap_proof import GapProof, decide_gap, prove_gap
 from scaler_wizard.evals.scorer_audit import ScorerAudit, audit_scorer, plant
 from scaler_wizard.evals.statistics import wilson_interval
-from scaler_wizard.recipes.bootstrap_files import write_lines
 from scaler_wizard.recipes.bootstrap_lab import Lab
 from scaler_wizard.recipes.bootstrap_sampling import Ask
 from scaler_wizard.runs.context import PhaseContext
@@ -74,9 +74,10 @@ def _base_texts(lab: Lab, context: PhaseContext) -> tuple[Metrics, SentinelRepor
     asks = [Ask(f"text{number}", opening, most, samples=1, greedy=False) for number in range(count)]
     found = [row[0].text for row in lab.answers(context, WHERE, "base-texts", asks)]
     path = lab.directory(WHERE) / "base_texts.jsonl"
-    digest = write_lines(path, ({"text": text} for text in found))
+    about = {"stage": 0, "seed": lab.job.training.seed, "weights": lab.weights}
+    manifest = write_records(path, ({"text": text, "kept": True} for text in found), about)
     own = [token for token in lab.session.tokenizer.all_special_tokens if token.strip()]
-    stored = {"file": str(path.relative_to(lab.run_dir.path)), "sha256": digest, "n": len(found)}
+    stored = {"file": str(path.relative_to(lab.run_dir.path)), "sha256": manifest.sha256, "n": len(found)}
     return stored, look_for_sentinels(found, own)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from scaler_wizard.data.chat import prepare_chat_template
+from scaler_wizard.data.records import read_records
 from scaler_wizard.data.rows import Row
 from scaler_wizard.data.token_rows import TokenRow, TokenRows
 from scaler_wizard.data.tokens import tokenize_rows
@@ -26,9 +27,8 @@ from scaler_wizard.inference.generate import stop_token_ids
 from scaler_wizard.inference.scoring import score_targets
 from scaler_wizard.models.adapter_fold import base_of
 from scaler_wizard.planning.plan import PhasePlan, Plan
-from scaler_wizard.recipes.bootstrap_files import read_lines
 from scaler_wizard.recipes.bootstrap_sampling import Ask, Sampled, Sampler
-from scaler_wizard.recipes.bootstrap_session import MODEL_DIR, StageSession
+from scaler_wizard.recipes.bootstrap_session import StageSession
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.runs.phase import Metrics
 from scaler_wizard.specs.bootstrap import BootstrapJob
@@ -90,7 +90,7 @@ class Lab:
             RunError: the file is not what the assessment wrote.
         """
         stored = self.passed(0)["base_texts"]
-        rows = read_lines(self.run_dir.path / stored["file"], stored["sha256"])
+        rows = read_records(self.run_dir.path / stored["file"], stored["sha256"])
         return [str(row["text"]) for row in rows]
 
     # asking
@@ -133,9 +133,8 @@ class Lab:
     def weights(self) -> str:
         """Names the weights that the session holds: those of a checkpoint or of the base, and what was trained
         on them since."""
-        path = self.session.path
-        start = path.parent.name if path.name == MODEL_DIR else self.plan.model_digest
-        return f"{start}+{self.session.trained_in}" if self.session.trained_in else start
+        session = self.session
+        return f"{session.origin}+{session.trained_in}" if session.trained_in else session.origin
 
     def answers(
         self, context: PhaseContext, where: str, key: str, asks: Sequence[Ask], *, lines: bool = False

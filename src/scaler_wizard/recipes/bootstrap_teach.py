@@ -7,22 +7,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from scaler_wizard.data.generation_gates import (
     GenerationLimits,
-    GenerationReport,
     decide_pilot,
     judge_generation,
     known_prompts,
     pilot_size,
 )
+from scaler_wizard.data.records import write_records
 from scaler_wizard.data.token_rows import TokenRow
 from scaler_wizard.data.world import SKILLS, Skill, Task
 from scaler_wizard.evals.promotion import Change
 from scaler_wizard.evals.stage_gate import Kept, StageDecision, decide_stage, next_step
-from scaler_wizard.recipes.bootstrap_data import MadeRow, precision, read_pairs, write_rows
+from scaler_wizard.recipes.bootstrap_data import MadeRow, kept_pairs, precision
 from scaler_wizard.recipes.bootstrap_lab import Lab, Pair
 from scaler_wizard.recipes.bootstrap_skills import (
     Batch,
@@ -63,9 +62,15 @@ class TeachStage:
         where = f"stage{self.number}"
         made, report = self._data(lab, context, effort, where)
         path = lab.directory(where) / f"rows-{effort.attempt}.jsonl"
-        stamp = {"stage": self.number, "seed": lab.job.training.seed, "weights": lab.weights}
+        about = {
+            "stage": self.number,
+            "skill": self.skill,
+            "seed": lab.job.training.seed,
+            "weights": lab.weights,
+        }
+        manifest = write_records(path, map(asdict, made), about)
         data: Metrics = {
-            **report, "file": str(path.relative_to(lab.run_dir.path)), "sha256": write_rows(path, made, stamp),
+            **report, "file": str(path.relative_to(lab.run_dir.path)), "sha256": manifest.sha256,
             "precision": precision(made),
         }  # fmt: skip
         context.note(_data_sentence(made, data))
@@ -114,7 +119,7 @@ class TeachStage:
         made += self.make(lab, context, Batch(where, "rest", tasks[pilot:], seed))
         made = _asked_once(made)
         report = judge_generation([row.generated() for row in made], evaluation, limits)
-        return made, {**_as_metrics(report), "pilot": False}
+        return made, {**report.as_dict(), "pilot": False}
 
     def _tasks(self, lab: Lab, effort: Effort) -> tuple[Task, ...]:
         """Tasks of the training side: the stage's own number, and more of weak types in later attempts."""
@@ -182,7 +187,7 @@ STAGES = (
 def stage_pairs(lab: Lab, number: int) -> list[Pair]:
     """Kept rows of a stage that has passed."""
     data = lab.passed(number)["data"]
-    return read_pairs(lab.run_dir.path / data["file"], data["sha256"])
+    return kept_pairs(lab.run_dir.path / data["file"], data["sha256"])
 
 
 def known_tasks(lab: Lab) -> list[str]:
@@ -211,10 +216,6 @@ def _asked_once(rows: Sequence[MadeRow]) -> list[MadeRow]:
 
 def _of(types: Sequence[str], kind: str, answers: Sequence[bool]) -> tuple[bool, ...]:
     return tuple(answer for name, answer in zip(types, answers, strict=True) if name == kind)
-
-
-def _as_metrics(report: GenerationReport) -> dict[str, Any]:
-    return report.as_dict()
 
 
 def _data_sentence(made: Sequence[MadeRow], data: Metrics) -> str:
