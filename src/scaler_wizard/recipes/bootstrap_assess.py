@@ -1,7 +1,7 @@
 """Stage 0: is this a base model, what can it do already, and may the scorer be trusted? Trains nothing.
 
-The base is asked every skill in four ways; training starts only where the best of them leaves a proven gap. It
-also writes the texts that later stages replay, as long as it is still the base.
+The base is asked every skill in four ways; training starts only where the best of them leaves a proven gap.
+It also writes the texts that later stages replay, as long as it is still the base.
 """
 
 from __future__ import annotations
@@ -52,10 +52,11 @@ def assess(lab: Lab, context: PhaseContext) -> Metrics:
     context.note(f"as documents the base is right {right} of {len(document)} times ({low:.3f} to {high:.3f})")
     return {
         "stage": 0, "passed": True, "steps": 0, "answers": answers, "samples": samples,
-        "accuracy": right / len(document) if document else None, "document": document,
-        "gaps": {proof.name: proof.as_dict() for proof in proofs}, "ways": ways, "decision": decision.as_dict(),
+        "document_accuracy": right / len(document) if document else None, "document": document,
+        "gaps": {proof.name: proof.as_dict() for proof in proofs}, "ways": ways,
+        "decision": decision.as_dict(),
         "audit": audit.as_dict(), "train": decision.train and audit.trusted, "warnings": list(warnings),
-        "sentinels": sentinels.as_dict(), "base_texts": base_texts, "tokens": dict(lab.tokens),
+        "sentinels": sentinels.as_dict(), "base_texts": base_texts,
     }  # fmt: skip
 
 

@@ -117,8 +117,8 @@ def precision(rows: Sequence[MadeRow]) -> Metrics:
     known = [row for row in rows if row.right is not None]
     kept = [row for row in known if row.kept]
     return {
-        "before": _share([bool(row.right) for row in known]), "kept": _share([bool(row.right) for row in kept]),
-        "n_before": len(known), "n_kept": len(kept),
+        "before": _share([bool(row.right) for row in known]), "n_before": len(known),
+        "kept": _share([bool(row.right) for row in kept]), "n_kept": len(kept),
     }  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""The model of a bootstrap: an adapter that is merged when its stage is trained, and whole models as checkpoints.
+"""The model of a bootstrap: an adapter that is merged when its stage is trained, and whole models as
+checkpoints.
 
 Every committed phase after the first holds a model directory that any transformers user can load; a step
 checkpoint inside a phase holds the adapter and the optimiser, on the model of the phase before.

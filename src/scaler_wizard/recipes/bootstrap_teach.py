@@ -38,7 +38,7 @@ from scaler_wizard.runs.phase import Metrics
 from scaler_wizard.specs.bootstrap import StageSection
 
 PROMPTS_TOO = 0.25
-"""Share of the rows of stages 1 and 2 that train on the question as well: stage 3 is asked to go on with one."""
+"""Share of the rows of stages 1 and 2 that train on the question, too: stage 3 is asked to go on with one."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class TeachStage:
             "passed": decision.passed, "next": next_step([*earlier, decision]),
             "reasons": list(decision.reasons), "weak": list(decision.weak), "decision": decision.as_dict(),
             "accuracy": decision.correct / decision.n, "answers": answers, "samples": samples, "data": data,
-            "replay": effort.replay, "seconds_making": round(making, 1), "tokens": dict(lab.tokens),
+            "replay": effort.replay, "seconds_making": round(making, 1),
         }  # fmt: skip
 
     # data
@@ -99,7 +99,7 @@ class TeachStage:
     def _data(
         self, lab: Lab, context: PhaseContext, effort: Effort, where: str
     ) -> tuple[list[MadeRow], Metrics]:
-        """A pilot, then the rest, then more of weak types; all rows, and the data gates' report as metrics."""
+        """A pilot, then the rest; all rows, and the data gates' report as metrics."""
         seed = lab.job.training.seed
         tasks = self._tasks(lab, effort)
         evaluation = known_prompts(
@@ -141,8 +141,9 @@ class TeachStage:
             steps = round(steps * (1 + lab.job.stages.more_data))
         pairs = [row.pair for row in made if row.kept]
         return lab.train(
-            context, lab.plan.phase(phase_name(self.number, 1)), lab.rows(pairs, prompts_too=self.prompts_too),
-            replay_rows(lab, self.number), steps, effort.replay,
+            context, lab.plan.phase(phase_name(self.number, 1)),
+            lab.rows(pairs, prompts_too=self.prompts_too), replay_rows(lab, self.number), steps,
+            effort.replay,
         )  # fmt: skip
 
     # deciding
@@ -171,7 +172,7 @@ class TeachStage:
             "stage": self.number, "skill": self.skill, "attempt": effort.attempt, "steps": 0, "passed": False,
             "next": "stop", "reasons": [f"made data: {reason}" for reason in data["reasons"]], "weak": [],
             "accuracy": None, "answers": {}, "samples": {}, "data": data, "replay": effort.replay,
-            "decision": None, "tokens": dict(lab.tokens),
+            "decision": None,
         }  # fmt: skip
 
 
