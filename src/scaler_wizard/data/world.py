@@ -1,8 +1,8 @@
 """What a world of tasks is: the same task as a document, an explicit instruction and an implicit question.
 
-A base model knows some tasks as documents only. The bootstrap teaches it, stage by stage, to be asked in other
-ways; this module holds the words that all of its parts share. Right answers are for evaluation and for measuring
-how precise self-made data is. No training data is ever chosen by them. Torch-free; knows no model.
+A base model knows some tasks as documents only. The bootstrap teaches it, stage by stage, to be asked in
+other ways; this module holds the words that all of its parts share. Right answers are for evaluation and for
+measuring how precise self-made data is. No training data is ever chosen by them. Torch-free; knows no model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The embedded world: letter tasks of the generators, with exact verifiers and an exact reader of instructions.
+"""The embedded world: letter tasks of the generators, with exact verifiers and an exact reader of
+instructions.
 
 The embedded model has met these tasks as documents, and never as instructions. Levels 1 to 3 have 3 or 4
 letters: 15,600 inputs of 3 distinct letters, a fifth of them held out, and 358,800 of 4.

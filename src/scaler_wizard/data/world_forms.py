@@ -1,8 +1,8 @@
 """How stages 3 to 5 ask, how their replies are read, and answers that are wrong on purpose.
 
 A judge writes the answer that it would give itself, then its verdict: "c b a, no". At the embedded model's
-size a verdict of one token is hardly better than a guess, while comparing a draft with an own answer is copying.
-Nothing here depends on the world but the tasks' own texts. Torch-free.
+size a verdict of one token is hardly better than a guess, while comparing a draft with an own answer is
+copying. Nothing here depends on the world but the tasks' own texts. Torch-free.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The plan of a `bootstrap` run: measure the base, six stages that make data, train and measure, export. Pure.
+"""The plan of a `bootstrap` run: measure the base, six stages that make data, train and measure, export.
+Pure.
 
 Each stage is planned once; a stage whose gate is not met is tried up to twice more, which the notes say.
 """
@@ -38,8 +39,8 @@ def make_bootstrap_plan(
     settings = resolve(job, hardware, facts, SHIPPED, data_tokens=None, row_tokens=facts.base_context)
     if settings.strategy not in ("lora", "full"):
         raise SpecError(
-            f"scaling.strategy is {settings.strategy}: each stage is merged into the model, and that cannot be",
-            "lora or full", "set scaling.strategy: lora",
+            f"scaling.strategy is {settings.strategy}, whose result cannot be merged into the model",
+            "lora or full: each stage is merged", "set scaling.strategy: lora",
         )  # fmt: skip
     if job.scaling.target_context not in (None, facts.base_context):
         raise SpecError(

@@ -1,10 +1,11 @@
 """bootstrap: a base model teaches itself to follow instructions, in six stages, every gain proven.
 
-P0 measures the base: is there a gap, may the scorer be trusted, is it a base at all? P1 to P5 each make data with
-the model before them, filter it by the model's own agreement and confidence, train an adapter, measure the fixed
-questions, decide, and merge. Where the gate is not met the stage is tried again from the model before it (P2.2:
-more data where it is weak, P2.3: more replay), and if that does not help either, the run ends with the last
-stage that passed. P6 teaches a constitution. P7 exports. Each phase's checkpoint is a whole model of its own.
+P0 measures the base: is there a gap, may the scorer be trusted, is it a base at all? P1 to P5 each make data
+with the model before them, filter it by the model's own agreement and confidence, train an adapter, measure
+the fixed questions, decide, and merge. Where the gate is not met the stage is tried again from the model
+before it (P2.2: more data where it is weak, P2.3: more replay), and if that does not help either, the run
+ends with the last stage that passed. P6 teaches a constitution. P7 exports. Each phase's checkpoint is a
+whole model of its own.
 """
 
 from __future__ import annotations
@@ -84,7 +85,9 @@ class BootstrapRecipe:
         """Stage 0."""
         digest = weights_sha256(self.lab.session.path)
         context.note(f"base weights sha256 {digest[:16]}...")
-        return {**assess(self.lab, context), "weights_sha256": digest}
+        with self.lab.counting():
+            metrics = assess(self.lab, context)
+        return {**metrics, "weights_sha256": digest, "spent": self.lab.spent.as_dict()}
 
     def ask(self, stage: Stage, attempt: int, context: PhaseContext) -> GateRequest:
         """A person's word before each attempt, with what the gate before it said and what it has cost."""
@@ -96,7 +99,9 @@ class BootstrapRecipe:
             self._load_last_passed()
         self.lab.begin(self.partial)
         self.partial = None
-        return stage.run(self.lab, context, self._effort(stage, attempt))
+        with self.lab.counting():
+            metrics = stage.run(self.lab, context, self._effort(stage, attempt))
+        return {**metrics, "spent": self.lab.spent.as_dict()}
 
     def _effort(self, stage: Stage, attempt: int) -> Effort:
         earlier = [self.lab.done[phase_name(stage.number, number)] for number in range(1, attempt)]
@@ -112,15 +117,15 @@ class BootstrapRecipe:
     def _load_last_passed(self) -> None:
         """The model of the newest attempt that passed, or the base; a failed attempt is undone by this."""
         passed = [name for name, found in self.lab.done.items() if found["passed"] and found["steps"]]
-        base = None
-        if passed:
-            base = CheckpointStore(self.run_dir).checkpoint(passed[-1]).path / MODEL_DIR
-        self.lab.session = StageSession(self.job, self.plan, base=base)
+        stage = CheckpointStore(self.run_dir).checkpoint(passed[-1]) if passed else None
+        self.lab.session = StageSession(self.job, self.plan, stage)
 
     def finish_up(self, context: PhaseContext) -> Metrics:
         """Export the last model that passed."""
         self._load_last_passed()
-        return {"passed": True, "steps": 0, "export": export_last(self.lab, context)}
+        with self.lab.counting():
+            export = export_last(self.lab, context)
+        return {"passed": True, "steps": 0, "export": export, "spent": self.lab.spent.as_dict()}
 
     def finish(self, context: PhaseContext, done: dict[str, Metrics]) -> Metrics:
         """The run's result."""

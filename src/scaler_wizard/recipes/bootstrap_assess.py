@@ -1,20 +1,20 @@
 """Stage 0: is this a base model, what can it do already, and may the scorer be trusted? Trains nothing.
 
-The base is asked every skill in four ways; training starts only where the best of them leaves a proven gap. It
-also writes the texts that later stages replay, as long as it is still the base.
+The base is asked every skill in four ways; training starts only where the best of them leaves a proven gap.
+It also writes the texts that later stages replay, as long as it is still the base.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from scaler_wizard.data.records import write_records
 from scaler_wizard.data.sentinels import SentinelReport, look_for_sentinels, suspect_instruct
 from scaler_wizard.data.world import SKILLS
 from scaler_wizard.data.world_questions import Question, check, questions
 from scaler_wizard.evals.gap_proof import GapProof, decide_gap, prove_gap
 from scaler_wizard.evals.scorer_audit import ScorerAudit, audit_scorer, plant
 from scaler_wizard.evals.statistics import wilson_interval
-from scaler_wizard.recipes.bootstrap_files import write_lines
 from scaler_wizard.recipes.bootstrap_lab import Lab
 from scaler_wizard.recipes.bootstrap_sampling import Ask
 from scaler_wizard.runs.context import PhaseContext
@@ -52,10 +52,11 @@ def assess(lab: Lab, context: PhaseContext) -> Metrics:
     context.note(f"as documents the base is right {right} of {len(document)} times ({low:.3f} to {high:.3f})")
     return {
         "stage": 0, "passed": True, "steps": 0, "answers": answers, "samples": samples,
-        "accuracy": right / len(document) if document else None, "document": document,
-        "gaps": {proof.name: proof.as_dict() for proof in proofs}, "ways": ways, "decision": decision.as_dict(),
+        "document_accuracy": right / len(document) if document else None, "document": document,
+        "gaps": {proof.name: proof.as_dict() for proof in proofs}, "ways": ways,
+        "decision": decision.as_dict(),
         "audit": audit.as_dict(), "train": decision.train and audit.trusted, "warnings": list(warnings),
-        "sentinels": sentinels.as_dict(), "base_texts": base_texts, "tokens": dict(lab.tokens),
+        "sentinels": sentinels.as_dict(), "base_texts": base_texts,
     }  # fmt: skip
 
 
@@ -74,9 +75,10 @@ def _base_texts(lab: Lab, context: PhaseContext) -> tuple[Metrics, SentinelRepor
     asks = [Ask(f"text{number}", opening, most, samples=1, greedy=False) for number in range(count)]
     found = [row[0].text for row in lab.answers(context, WHERE, "base-texts", asks)]
     path = lab.directory(WHERE) / "base_texts.jsonl"
-    digest = write_lines(path, ({"text": text} for text in found))
+    about = {"stage": 0, "seed": lab.job.training.seed, "weights": lab.weights}
+    manifest = write_records(path, ({"text": text, "kept": True} for text in found), about)
     own = [token for token in lab.session.tokenizer.all_special_tokens if token.strip()]
-    stored = {"file": str(path.relative_to(lab.run_dir.path)), "sha256": digest, "n": len(found)}
+    stored = {"file": str(path.relative_to(lab.run_dir.path)), "sha256": manifest.sha256, "n": len(found)}
     return stored, look_for_sentinels(found, own)
 
 

@@ -7,12 +7,12 @@ it only counts how many of the kept rows are right.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scaler_wizard.data.generation_gates import Generated
 from scaler_wizard.data.generators.example import first_answer
-from scaler_wizard.recipes.bootstrap_files import read_lines, write_lines
+from scaler_wizard.data.records import read_records
 from scaler_wizard.recipes.bootstrap_lab import Lab, Pair
 from scaler_wizard.recipes.bootstrap_sampling import Ask, Sampled
 from scaler_wizard.runs.context import PhaseContext
@@ -117,8 +117,8 @@ def precision(rows: Sequence[MadeRow]) -> Metrics:
     known = [row for row in rows if row.right is not None]
     kept = [row for row in known if row.kept]
     return {
-        "before": _share([bool(row.right) for row in known]), "kept": _share([bool(row.right) for row in kept]),
-        "n_before": len(known), "n_kept": len(kept),
+        "before": _share([bool(row.right) for row in known]), "n_before": len(known),
+        "kept": _share([bool(row.right) for row in kept]), "n_kept": len(kept),
     }  # fmt: skip
 
 
@@ -126,15 +126,10 @@ def _share(values: Sequence[bool]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def write_rows(path: Path, rows: Sequence[MadeRow], stamp: Metrics) -> str:
-    """Every row with its reason, as JSON lines; the file's SHA-256. `stamp` (stage, seed...) is in each row."""
-    return write_lines(path, ({**stamp, **asdict(row)} for row in rows))
-
-
-def read_pairs(path: Path, sha256: str) -> list[Pair]:
-    """The kept rows of a file that `write_rows` wrote.
+def kept_pairs(path: Path, sha256: str) -> list[Pair]:
+    """The kept rows of a record file, as training reads them.
 
     Raises:
         RunError: it is missing, or not the file that was written.
     """
-    return [(row["prompt"], row["answer"]) for row in read_lines(path, sha256) if row["kept"]]
+    return [(row["prompt"], row["answer"]) for row in read_records(path, sha256) if row["kept"]]

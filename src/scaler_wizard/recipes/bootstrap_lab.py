@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from scaler_wizard.data.chat import prepare_chat_template
+from scaler_wizard.data.records import read_records
 from scaler_wizard.data.rows import Row
 from scaler_wizard.data.token_rows import TokenRow, TokenRows
 from scaler_wizard.data.tokens import tokenize_rows
@@ -26,14 +28,15 @@ from scaler_wizard.inference.generate import stop_token_ids
 from scaler_wizard.inference.scoring import score_targets
 from scaler_wizard.models.adapter_fold import base_of
 from scaler_wizard.planning.plan import PhasePlan, Plan
-from scaler_wizard.recipes.bootstrap_files import read_lines
+from scaler_wizard.planning.spend import Spent
 from scaler_wizard.recipes.bootstrap_sampling import Ask, Sampled, Sampler
-from scaler_wizard.recipes.bootstrap_session import MODEL_DIR, StageSession
+from scaler_wizard.recipes.bootstrap_session import StageSession
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.runs.phase import Metrics
 from scaler_wizard.specs.bootstrap import BootstrapJob
 from scaler_wizard.store.checkpoint_files import Checkpoint
 from scaler_wizard.store.rundir import RunDir
+from scaler_wizard.training.loop import StepResult
 
 Pair = tuple[str, str]
 """(what is asked, what is answered)."""
@@ -52,8 +55,8 @@ class Lab:
         self.done: dict[str, Metrics] = {}
         self.partial: Checkpoint | None = None
         self.session: StageSession
-        self.tokens = {"generated": 0, "scored": 0}
-        """Counted in this process, for the cost of a phase."""
+        self.spent = Spent()
+        """By the phase under way; a phase that was resumed counts what it found done, but not its time."""
 
     def directory(self, name: str) -> Path:
         """Where a stage's chunks and records lie: `bootstrap/stage2` in the run directory."""
@@ -62,11 +65,14 @@ class Lab:
     def begin(self, partial: Checkpoint | None) -> None:
         """An attempt begins; `partial` is the step checkpoint of its training, where that was interrupted."""
         self.partial = partial
-        self.tokens = {"generated": 0, "scored": 0}
 
-    def seconds(self) -> float:
-        """Since the run was created, pauses included."""
-        return time.time() - self.run_dir.created()
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count what a phase spends, from nothing."""
+        self.spent = Spent()
+        started = time.monotonic()
+        yield
+        self.spent += Spent(seconds=time.monotonic() - started)
 
     # what is behind
 
@@ -90,7 +96,7 @@ class Lab:
             RunError: the file is not what the assessment wrote.
         """
         stored = self.passed(0)["base_texts"]
-        rows = read_lines(self.run_dir.path / stored["file"], stored["sha256"])
+        rows = read_records(self.run_dir.path / stored["file"], stored["sha256"])
         return [str(row["text"]) for row in rows]
 
     # asking
@@ -131,11 +137,9 @@ class Lab:
 
     @property
     def weights(self) -> str:
-        """Names the weights that the session holds: those of a checkpoint or of the base, and what was trained
-        on them since."""
-        path = self.session.path
-        start = path.parent.name if path.name == MODEL_DIR else self.plan.model_digest
-        return f"{start}+{self.session.trained_in}" if self.session.trained_in else start
+        """Names the weights that the session holds: as they were loaded, and what was trained since."""
+        session = self.session
+        return f"{session.origin}+{session.trained_in}" if session.trained_in else session.origin
 
     def answers(
         self, context: PhaseContext, where: str, key: str, asks: Sequence[Ask], *, lines: bool = False
@@ -157,7 +161,7 @@ class Lab:
                 context.progress(key.replace("-", " ")),
             )  # fmt: skip
             found = session.room.run(lambda: sampler.answers(key, asks, stops))
-        self.tokens["generated"] += sum(item.tokens for row in found for item in row)
+        self.spent += Spent(generated=sum(item.tokens for row in found for item in row))
         return found
 
     def confidence(self, context: PhaseContext, asked: Sequence[tuple[tuple[int, ...], str]]) -> list[float]:
@@ -175,7 +179,7 @@ class Lab:
                     session.adapted, rows, starts, on_progress=context.progress("confidence of answers")
                 )
             )
-        self.tokens["scored"] += sum(map(len, rows))
+        self.spent += Spent(scored=sum(map(len, rows)))
         return [math.exp(sum(score) / len(score)) for score in scores]
 
     # measuring
@@ -229,9 +233,10 @@ class Lab:
     # training
 
     def rows(self, pairs: Sequence[Pair], *, prompts_too: float = 0.0) -> TokenRows:
-        """Token rows of (question, answer) turns; those of `prompts_too` (a share) train on the question, too.
+        """Token rows of (question, answer) turns.
 
-        A model that has learned to write questions can be asked for new ones.
+        prompts_too: share of the rows that train on the question as well: a model that has learned to write
+        questions can be asked for new ones.
         """
         data = tokenize_rows(
             [
@@ -255,6 +260,9 @@ class Lab:
             return TokenRows.of(())
         return tokenize_rows(opened, "text", self.session.tokenizer, context=self.session.base_context).rows
 
+    def _count(self, result: StepResult) -> None:
+        self.spent += Spent(trained=result.tokens)
+
     def train(
         self, context: PhaseContext, phase: PhasePlan, rows: Sequence[TokenRow], replay: Sequence[TokenRow],
         steps: int, share: float,
@@ -269,6 +277,6 @@ class Lab:
         if interrupted is not None:
             session.continue_training(training, interrupted)
         session.trained_in, session.merged = context.phase, False
-        done = session.run(context, training)
+        done = session.run(context, training, after_step=self._count)
         session.merge()
         return done

@@ -1,4 +1,4 @@
-"""The end of a bootstrap: what is asked before each stage, the export, and the record that the report reads."""
+"""What is asked before each stage of a bootstrap, the export, and the record that the report reads."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from scaler_wizard.evals.statistics import wilson_interval
 from scaler_wizard.models.export import export_merged
 from scaler_wizard.planning.facts import read_facts
 from scaler_wizard.planning.locate import resolve_model
+from scaler_wizard.planning.spend import Bill, Spent, bill
 from scaler_wizard.recipes.bootstrap_lab import Lab
 from scaler_wizard.recipes.bootstrap_session import MODEL_DIR
 from scaler_wizard.recipes.grow_result import comparison_row, memory_record
@@ -33,21 +34,16 @@ def gate_request(lab: Lab, number: int, title: str, attempt: int) -> GateRequest
         found = "the gap is proven"
     else:
         found = f"stage {number - 1} passed, {last['accuracy']:.1%} right"
-    details = {"before": names[-1], "reasons": last.get("reasons", []), "cost": cost(lab)}
-    return GateRequest(f"Stage {number}, {title}: {found}; approve?", details)
+    cost = running_bill(lab)
+    details = {"before": names[-1], "reasons": last.get("reasons", []), "cost": cost.as_dict()}
+    return GateRequest(f"Stage {number}, {title}: {found}; {cost.words()}; approve?", details)
 
 
-def cost(lab: Lab) -> Metrics:
-    """Seconds since the run was created, tokens generated and read for scores, and money where an hour has a
-    price."""
-    tokens = [found["tokens"] for found in lab.done.values() if "tokens" in found]
-    seconds = lab.seconds()
-    price = lab.job.price_per_hour
-    return {
-        "seconds": round(seconds, 1), "generated": sum(item["generated"] for item in tokens),
-        "scored": sum(item["scored"] for item in tokens),
-        "money": None if price is None else round(price * seconds / 3600, 4),
-    }  # fmt: skip
+def running_bill(lab: Lab) -> Bill:
+    """What the phases so far have cost, and what is left by the plan."""
+    done = {name: Spent(**found["spent"]) for name, found in lab.done.items()}
+    predicted = {phase.name: phase.seconds for phase in lab.plan.phases}
+    return bill(done, predicted, lab.job.price_per_hour)
 
 
 def export_last(lab: Lab, context: PhaseContext) -> Metrics:
@@ -94,29 +90,33 @@ def bootstrap_result(lab: Lab, done: dict[str, Metrics], peak: int) -> Metrics:
         },
         "world": {"name": lab.world.name, "types": list(lab.world.types)},
         "base": {key: base[key] for key in (
-            "gaps", "decision", "audit", "warnings", "sentinels", "accuracy", "train", "base_texts")},
+            "gaps", "decision", "audit", "warnings", "sentinels", "document_accuracy", "train",
+            "base_texts")},
         "stages": stages,
         "passed": passed,
         "stopped": _stopped(stages),
         "gains": gains(lab),
         "phases": [
-            {"phase": name, "steps": found["steps"], "passed": found["passed"], "accuracy": found.get("accuracy"),
-             "reasons": found.get("reasons", [])}
+            {"phase": name, "steps": found["steps"], "passed": found["passed"],
+             "accuracy": found.get("accuracy"), "reasons": found.get("reasons", [])}
             for name, found in done.items()
         ],
         "table": _table(lab),
         "retention": retention(lab),
         "memory": memory_record(lab.plan, peak),
-        "cost": cost(lab),
+        "cost": running_bill(lab).as_dict(),
         "export": done["P7"]["export"],
-        "summary": {"passed": len(passed), "asked": job.stages.last, "accuracy": stages[-1]["accuracy"] if stages else None},
+        "summary": {
+            "passed": len(passed), "asked": job.stages.last,
+            "accuracy": stages[-1]["accuracy"] if stages else None,
+        },
     }  # fmt: skip
 
 
 def stage_record(lab: Lab, name: str, found: Metrics) -> Metrics:
     """One attempt, without its single answers; with the directory of its model where it passed."""
     model = CheckpointStore(lab.run_dir).checkpoint(name).path / MODEL_DIR
-    kept = {key: value for key, value in found.items() if key not in ("answers", "tokens")}
+    kept = {key: value for key, value in found.items() if key != "answers"}
     return {**kept, "model": _relative(model, lab.run_dir.path) if found["passed"] else None}
 
 

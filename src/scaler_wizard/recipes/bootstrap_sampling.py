@@ -1,7 +1,7 @@
 """Bulk answers that a kill does not change: chunks that are written whole, one random generator a sample.
 
-A chunk is asked again as a whole when it was not finished, in the same company: samples of a request depend on
-its neighbours only through the rounding of matrix products, and so not even through that. What was written
+A chunk is asked again as a whole when it was not finished, in the same company: samples of a request depend
+on its neighbours only through the rounding of matrix products, and so not even through that. What was written
 is found again by the digest of everything it depends on.
 """
 

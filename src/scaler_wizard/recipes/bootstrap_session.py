@@ -1,4 +1,5 @@
-"""The model of a bootstrap: an adapter that is merged when its stage is trained, and whole models as checkpoints.
+"""The model of a bootstrap: an adapter that is merged when its stage is trained, and whole models as
+checkpoints.
 
 Every committed phase after the first holds a model directory that any transformers user can load; a step
 checkpoint inside a phase holds the adapter and the optimiser, on the model of the phase before.
@@ -6,6 +7,7 @@ checkpoint inside a phase holds the adapter and the optimiser, on the model of t
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from scaler_wizard.models.merge import merge_adapter
 from scaler_wizard.planning.plan import Plan
 from scaler_wizard.recipes.session import ModelSession
 from scaler_wizard.specs.bootstrap import BootstrapJob
+from scaler_wizard.store.checkpoint_files import Checkpoint
 
 MODEL_DIR = "model"
 
@@ -23,8 +26,10 @@ MODEL_DIR = "model"
 class StageSession(ModelSession):
     """A base model, or the model of a stage, with a fresh adapter."""
 
-    def __init__(self, job: BootstrapJob, plan: Plan, *, base: Path | None = None) -> None:
-        super().__init__(job, plan, base=base)
+    def __init__(self, job: BootstrapJob, plan: Plan, stage: Checkpoint | None = None) -> None:
+        super().__init__(job, plan, base=None if stage is None else stage.path / MODEL_DIR)
+        self.origin = plan.model_digest if stage is None else _digest(stage)
+        """Names the weights as they were loaded."""
         self.merged = True
         """Whether the adapter is still no change: nothing was trained since the last merge."""
         self.trained_in = ""
@@ -53,3 +58,12 @@ class StageSession(ModelSession):
         target.mkdir()
         write_model(base_of(self.adapted), target)
         write_tokenizer(self.tokenizer, target, self.base_context)
+
+
+def _digest(stage: Checkpoint) -> str:
+    """One hash over the weights of a stage's model."""
+    hasher = hashlib.sha256()
+    for name, found in sorted(stage.files.items()):
+        if name.startswith(f"{MODEL_DIR}/") and name.endswith(".safetensors"):
+            hasher.update(f"{name} {found.sha256}\n".encode())
+    return hasher.hexdigest()

@@ -186,7 +186,8 @@ def make_judgements(lab: Lab, context: PhaseContext, batch: Batch) -> list[MadeR
         task, own, draft = item.task, item.own, item.draft
         asked: list[tuple[str, Label, str]] = [
             (ask_if_right(task, draft), "no", item.kind), (ask_if_right(task, own.text), "yes", "right"),
-            (ask_which(task, own.text, draft), "A", item.kind), (ask_which(task, draft, own.text), "B", item.kind),
+            (ask_which(task, own.text, draft), "A", item.kind),
+            (ask_which(task, draft, own.text), "B", item.kind),
         ]  # fmt: skip
         pair = asked[:2] if batch.rng("which", task.id).random() < 0.5 else asked[2:]
         rows += [

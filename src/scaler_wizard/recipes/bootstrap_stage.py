@@ -1,7 +1,7 @@
 """What a stage of the bootstrap is: the protocol that all six follow, and how hard an attempt tries.
 
-Each attempt is a phase of the run (P2, then P2.2 and P2.3 where the gate failed) that starts from the model of
-the stage before, so that a failed one is undone by going on without it.
+Each attempt is a phase of the run (P2, then P2.2 and P2.3 where the gate failed) that starts from the model
+of the stage before, so that a failed one is undone by going on without it.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ class Effort:
 class Stage(Protocol):
     """One stage.
 
-    `run` assesses, makes data with the model before it, trains, measures and decides. Its metrics have at least
+    `run` makes data with the model before it, trains, measures and decides. Its metrics have at least
 
+    stage     its number
     passed    whether the gate is met: the next stage builds on this model
     next      what `evals.stage_gate.next_step` says: advance, more_data, more_replay or stop
     reasons   of the decision, sentences
@@ -49,7 +50,7 @@ class Stage(Protocol):
     title: str
 
     def run(self, lab: Lab, context: PhaseContext, effort: Effort) -> Metrics:
-        """One attempt. The session holds the model of the stage before; afterwards the one that was trained."""
+        """One attempt. The session holds the model of the stage before, afterwards the trained one."""
 
 
 def phase_name(number: int, attempt: int) -> str:

@@ -7,22 +7,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from scaler_wizard.data.generation_gates import (
     GenerationLimits,
-    GenerationReport,
     decide_pilot,
     judge_generation,
     known_prompts,
     pilot_size,
 )
+from scaler_wizard.data.records import write_records
 from scaler_wizard.data.token_rows import TokenRow
 from scaler_wizard.data.world import SKILLS, Skill, Task
 from scaler_wizard.evals.promotion import Change
 from scaler_wizard.evals.stage_gate import Kept, StageDecision, decide_stage, next_step
-from scaler_wizard.recipes.bootstrap_data import MadeRow, precision, read_pairs, write_rows
+from scaler_wizard.recipes.bootstrap_data import MadeRow, kept_pairs, precision
 from scaler_wizard.recipes.bootstrap_lab import Lab, Pair
 from scaler_wizard.recipes.bootstrap_skills import (
     Batch,
@@ -39,7 +38,7 @@ from scaler_wizard.runs.phase import Metrics
 from scaler_wizard.specs.bootstrap import StageSection
 
 PROMPTS_TOO = 0.25
-"""Share of the rows of stages 1 and 2 that train on the question as well: stage 3 is asked to go on with one."""
+"""Share of the rows of stages 1 and 2 that train on the question, too: stage 3 is asked to go on with one."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,15 @@ class TeachStage:
         where = f"stage{self.number}"
         made, report = self._data(lab, context, effort, where)
         path = lab.directory(where) / f"rows-{effort.attempt}.jsonl"
-        stamp = {"stage": self.number, "seed": lab.job.training.seed, "weights": lab.weights}
+        about = {
+            "stage": self.number,
+            "skill": self.skill,
+            "seed": lab.job.training.seed,
+            "weights": lab.weights,
+        }
+        manifest = write_records(path, map(asdict, made), about)
         data: Metrics = {
-            **report, "file": str(path.relative_to(lab.run_dir.path)), "sha256": write_rows(path, made, stamp),
+            **report, "file": str(path.relative_to(lab.run_dir.path)), "sha256": manifest.sha256,
             "precision": precision(made),
         }  # fmt: skip
         context.note(_data_sentence(made, data))
@@ -86,7 +91,7 @@ class TeachStage:
             "passed": decision.passed, "next": next_step([*earlier, decision]),
             "reasons": list(decision.reasons), "weak": list(decision.weak), "decision": decision.as_dict(),
             "accuracy": decision.correct / decision.n, "answers": answers, "samples": samples, "data": data,
-            "replay": effort.replay, "seconds_making": round(making, 1), "tokens": dict(lab.tokens),
+            "replay": effort.replay, "seconds_making": round(making, 1),
         }  # fmt: skip
 
     # data
@@ -94,7 +99,7 @@ class TeachStage:
     def _data(
         self, lab: Lab, context: PhaseContext, effort: Effort, where: str
     ) -> tuple[list[MadeRow], Metrics]:
-        """A pilot, then the rest, then more of weak types; all rows, and the data gates' report as metrics."""
+        """A pilot, then the rest; all rows, and the data gates' report as metrics."""
         seed = lab.job.training.seed
         tasks = self._tasks(lab, effort)
         evaluation = known_prompts(
@@ -114,7 +119,7 @@ class TeachStage:
         made += self.make(lab, context, Batch(where, "rest", tasks[pilot:], seed))
         made = _asked_once(made)
         report = judge_generation([row.generated() for row in made], evaluation, limits)
-        return made, {**_as_metrics(report), "pilot": False}
+        return made, {**report.as_dict(), "pilot": False}
 
     def _tasks(self, lab: Lab, effort: Effort) -> tuple[Task, ...]:
         """Tasks of the training side: the stage's own number, and more of weak types in later attempts."""
@@ -136,8 +141,9 @@ class TeachStage:
             steps = round(steps * (1 + lab.job.stages.more_data))
         pairs = [row.pair for row in made if row.kept]
         return lab.train(
-            context, lab.plan.phase(phase_name(self.number, 1)), lab.rows(pairs, prompts_too=self.prompts_too),
-            replay_rows(lab, self.number), steps, effort.replay,
+            context, lab.plan.phase(phase_name(self.number, 1)),
+            lab.rows(pairs, prompts_too=self.prompts_too), replay_rows(lab, self.number), steps,
+            effort.replay,
         )  # fmt: skip
 
     # deciding
@@ -166,7 +172,7 @@ class TeachStage:
             "stage": self.number, "skill": self.skill, "attempt": effort.attempt, "steps": 0, "passed": False,
             "next": "stop", "reasons": [f"made data: {reason}" for reason in data["reasons"]], "weak": [],
             "accuracy": None, "answers": {}, "samples": {}, "data": data, "replay": effort.replay,
-            "decision": None, "tokens": dict(lab.tokens),
+            "decision": None,
         }  # fmt: skip
 
 
@@ -182,7 +188,7 @@ STAGES = (
 def stage_pairs(lab: Lab, number: int) -> list[Pair]:
     """Kept rows of a stage that has passed."""
     data = lab.passed(number)["data"]
-    return read_pairs(lab.run_dir.path / data["file"], data["sha256"])
+    return kept_pairs(lab.run_dir.path / data["file"], data["sha256"])
 
 
 def known_tasks(lab: Lab) -> list[str]:
@@ -211,10 +217,6 @@ def _asked_once(rows: Sequence[MadeRow]) -> list[MadeRow]:
 
 def _of(types: Sequence[str], kind: str, answers: Sequence[bool]) -> tuple[bool, ...]:
     return tuple(answer for name, answer in zip(types, answers, strict=True) if name == kind)
-
-
-def _as_metrics(report: GenerationReport) -> dict[str, Any]:
-    return report.as_dict()
 
 
 def _data_sentence(made: Sequence[MadeRow], data: Metrics) -> str:

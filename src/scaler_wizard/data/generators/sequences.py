@@ -13,7 +13,6 @@ from typing import Final
 from scaler_wizard.data.generators.example import Example, check_level
 from scaler_wizard.data.generators.words import LETTERS
 
-
 TRANSFORMS: Final[Mapping[str, Callable[[Sequence[str]], Sequence[str]]]] = {
     "copy": lambda letters: letters,
     "reverse": lambda letters: letters[::-1],
