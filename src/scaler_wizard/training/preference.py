@@ -161,7 +161,7 @@ def preference_objective(settings: PreferenceSettings, reference: Reference | No
 
     `LossResult.n_labels` and a micro-batch's count pairs, so that a step's loss is a mean over its pairs.
 
-    Metrics: the method's own sums over pairs, and anchor_nll, the sum over anchors of the mean loss per token.
+    Metrics: the method's own sums over pairs, and anchor_nll, the anchors' mean losses per token summed.
     """
     assert (reference is not None) == settings.needs_reference, settings.method
 
