@@ -39,7 +39,7 @@ from scaler_wizard.specs.job import Job
 from scaler_wizard.specs.sections import Strategy
 from scaler_wizard.training.backoff import MicroBatchSizes, SizedBatches
 from scaler_wizard.training.fast_path import plan_fast_path
-from scaler_wizard.training.forward import Objective, check_head, make_objective
+from scaler_wizard.training.forward import check_head, make_objective
 from scaler_wizard.training.loop import Guard, StepResult, TrainSettings, new_state
 from scaler_wizard.training.state import TrainState, load_state, state_files
 
@@ -185,18 +185,16 @@ class ModelSession:
         training: Training,
         until: int | None = None,
         after_step: Callable[[StepResult], None] = lambda result: None,
-        objective: Objective | None = None,
     ) -> int:
         """Train until step `until` (all when None); returns the steps done. Every step is reported.
 
         Args:
             after_step: may evaluate; it finds the model in evaluation mode.
-            objective: of the micro-batches that `training` has; supervised fine-tuning when None.
 
         Raises:
             BreakerTrippedError, LimitError, InterruptedPhase: see `PhaseContext.steps`.
         """
-        chosen = objective or make_objective("sft")
+        objective = make_objective("sft")
         if not training.state.step:
             context.note(f"training layers {plan_fast_path(self.adapted).sentence()}")
 
@@ -204,7 +202,7 @@ class ModelSession:
             return {**self.files(), **state_files(training.state)}
 
         def begin(guard: Guard) -> Iterator[StepResult]:
-            return steps_within_memory(self, context, training, chosen, guard)
+            return steps_within_memory(self, context, training, objective, guard)
 
         for result in context.steps(begin, capture):
             after_step(result)
