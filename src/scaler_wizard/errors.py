@@ -159,6 +159,10 @@ class UnknownExpertError(ExpertError):
     """A label that no expert has."""
 
 
+class ReferenceMismatchError(ModelError):
+    """Preference training whose reference is not the policy before its first step."""
+
+
 class RunError(ScalerError):
     """A run that does not exist, or is not in a state for what was asked."""
 

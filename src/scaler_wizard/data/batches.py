@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -49,7 +49,7 @@ class MicroBatch:
         """T; all of them real, nothing is padded."""
         return sum(self.segment_lengths)
 
-    def to(self, device: torch.device) -> MicroBatch:
+    def to(self, device: torch.device) -> Self:
         """The same micro-batch on a device."""
         moved = {
             name: getattr(self, name).to(device, non_blocking=True)

@@ -1,8 +1,8 @@
 """What a critic's replies amount to: a verdict, no verdict, a revision. Pure decisions; torch-free.
 
 Two judges. "options" compares the probabilities of A and B after one question, asked in both orders: a model
-that likes A for being A says nothing. "redo" asks for a better answer in several wordings: an answer that comes
-back unchanged from all of them is fine, one that all of them change in the same way has been found wanting.
+that likes A for being A says nothing. "redo" asks for a better answer in several wordings: an answer that all
+of them give back unchanged is fine, one that all of them change in the same way has been found wanting.
 Whatever is not clear is uncertain, and uncertain is not a vote.
 """
 

@@ -1,7 +1,7 @@
 """A model as critic of answers: asks it by a constitution's prompts, in batches, and reads its verdicts.
 
-How the model is asked is an `Asker`'s work, so that a recipe can ask resumably and a test directly. What replies
-amount to is decided in `data.critique`, which knows no model.
+How the model is asked is an `Asker`'s work, so that a recipe can ask resumably and a test directly. What
+replies amount to is decided in `data.critique`, which knows no model.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Asker(Protocol):
     """How the model is asked."""
 
     def replies(self, key: str, asked: Sequence[Asked]) -> list[str]:
-        """The likeliest reply to each prompt; to a document, up to the first line break. `key` names the call."""
+        """The likeliest replies, a document's up to the first line break; `key` names the call."""
 
     def option_scores(self, key: str, asked: Sequence[Asked]) -> list[tuple[float, float]]:
         """Log-probabilities (nats) of the replies A and B to each prompt."""
