@@ -42,7 +42,7 @@ def stage_chart(record: Record) -> Chart | None:
             if attempt.share is not None:
                 axes.hlines(
                     attempt.share, at - 0.4, at + 0.4, color=INK.bad, linewidth=1.4, linestyle="--",
-                    label="gate: lower end must reach" if at == 0 else None,
+                    label="" if at else "the lower end must reach",
                 )  # fmt: skip
         ticks = [f"{label(a.phase, 6)}\n{label(a.skill, 11)}" for a in attempts]
         axes.set_xticks(range(len(names)), ticks)
@@ -51,8 +51,8 @@ def stage_chart(record: Record) -> Chart | None:
 
     return Chart(
         "stages", "Each stage's own questions", _stages_takeaway(found),
-        "Points with bars: share of right answers before and after each stage, on the same questions, with 95% "
-        "intervals; the dashed line is what the lower end of the interval must reach.",
+        "Points with bars: share of right answers before and after each stage, on the same questions, with "
+        "95% intervals; the dashed line is what the lower end of the interval must reach.",
         draw("stages", 290, paint), stage_table(found),
     )  # fmt: skip
 
@@ -76,8 +76,8 @@ def retention_chart(record: Record) -> Chart | None:
     rows = tuple((skill, *(side(cells.get((stage, skill), empty)) for stage in stages)) for skill in skills)
     return Chart(
         "retention", "What stays while more is learned", _retention_takeaway(skills, stages, cells),
-        "Matrix: one row for each kind of question, one column after each stage; the number and the shade are "
-        "the share of right answers.",
+        "Matrix: one row for each kind of question, one column after each stage; the number and the shade "
+        "are the share of right answers.",
         draw("retention", 90 + ROW_UNITS * len(skills), paint), Table("Share right", columns, rows),
     )  # fmt: skip
 
@@ -131,8 +131,8 @@ def principle_chart(record: Record) -> Chart | None:
 
     return Chart(
         "principles", "Violations of each principle", _principles_takeaway(found),
-        "Dot chart with one row for each principle: share of prompts on which it is violated, before and after "
-        "the constitution was learned, with 95% intervals; lower is better.",
+        "Dot chart with one row for each principle: share of prompts on which it is violated, before and "
+        "after the constitution was learned, with 95% intervals; lower is better.",
         draw("principles", 90 + 34 * len(principles), paint), table,
     )  # fmt: skip
 
@@ -146,12 +146,11 @@ def _points(axes: Axes, sides: Sequence[Side], key: str, shift: float, *, across
         [max(0.0, value - ci[0]) for _, value, ci in known],
         [max(0.0, ci[1] - value) for _, value, ci in known],
     ]
-    style = {"fmt": MARKS[key], "color": COLOURS[key], "label": key, "markersize": 7.0, "elinewidth": 1.4,
-             "capsize": 4.0}  # fmt: skip
-    if across:
-        axes.errorbar(values, places, xerr=errors, **style)
-    else:
-        axes.errorbar(places, values, yerr=errors, **style)
+    axes.errorbar(
+        values if across else places, places if across else values, xerr=errors if across else None,
+        yerr=None if across else errors, fmt=MARKS[key], color=COLOURS[key], label=key, markersize=7,
+        elinewidth=1.4, capsize=4,
+    )  # fmt: skip
 
 
 def _matrix(axes: Axes, rows: Sequence[str], columns: Sequence[str], values: Mapping[Cell, Side]) -> None:
