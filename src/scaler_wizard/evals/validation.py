@@ -18,7 +18,7 @@ from torch import nn
 
 from scaler_wizard.data.dataset import open_rows
 from scaler_wizard.data.formats import Conversation, to_messages
-from scaler_wizard.data.generators import DIFFICULTIES, GENERATORS, Difficulty, sample_example
+from scaler_wizard.data.generators import DIFFICULTIES, EXPERT_SKILLS, GENERATORS, Difficulty, sample_example
 from scaler_wizard.data.profiles import Profile
 from scaler_wizard.data.profiles.emoji_think import EMOJI_THINK
 from scaler_wizard.data.profiles.none import NONE
@@ -163,7 +163,7 @@ def read_answers(directory: Path, questions: ValidationSet) -> Answers | None:
 def _generated(
     difficulty: Difficulty, section: ValidationSection, seed: int, system_prompt: str | None
 ) -> tuple[TaskRow, ...]:
-    tasks = section.tasks or list(GENERATORS)
+    tasks = section.tasks or [task for task in GENERATORS if task not in EXPERT_SKILLS]
     unknown = [task for task in tasks if task not in GENERATORS]
     if unknown:
         raise SpecError(
