@@ -20,7 +20,7 @@ def stage_table(record: BootstrapRecord) -> Table:
     columns = (
         Column("phase"), Column("learns"), Column("right [95% CI]", True), Column("n", True),
         Column("gate: lower bound", True), Column("needs", True), Column("steps", True),
-        Column("replay", True), Column("gate"), Column("reasons"),
+        Column("replay", True), Column("gate"),
     )  # fmt: skip
     rows = tuple(
         (
@@ -28,7 +28,6 @@ def stage_table(record: BootstrapRecord) -> Table:
             NONE if attempt.share is None else f"≥ {attempt.share:.2f}",
             NONE if attempt.required is None else f"{attempt.required:,} right", count(attempt.steps),
             NONE if attempt.replay is None else f"{attempt.replay:.0%}", GATE[attempt.passed],
-            "; ".join(attempt.reasons) or NONE,
         )
         for attempt in record.attempts
     )  # fmt: skip
@@ -36,7 +35,12 @@ def stage_table(record: BootstrapRecord) -> Table:
         "The gate compares the lower end of the 95% interval (Wilson), not the share itself: a model of 93% "
         "reaches 95 of 100 in 29% of all trials."
     )
-    return Table("Stages and their gates", columns, rows, (note,))
+    failed = tuple(
+        f"{attempt.phase} did not pass: {'; '.join(attempt.reasons)}."
+        for attempt in record.attempts
+        if attempt.passed is False and attempt.reasons
+    )
+    return Table("Stages", columns, rows, (*failed, note))
 
 
 def type_table(record: BootstrapRecord) -> Table:
