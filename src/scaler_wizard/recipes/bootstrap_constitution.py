@@ -93,7 +93,7 @@ class ConstitutionStage:
             "answered": shown_samples(asked, before, after),
             "critiques": _critiques(rows),
             "preference": trained, "data": data, "replay": effort.replay,
-            "seconds_making": round(making, 1), "tokens": dict(lab.tokens),
+            "seconds_making": round(making, 1),
         }  # fmt: skip
 
     # data
@@ -210,7 +210,7 @@ class ConstitutionStage:
             "stage": NUMBER, "skill": "constitution", "attempt": effort.attempt, "steps": 0, "passed": False,
             "next": "stop", "reasons": [f"made data: {reason}" for reason in data["reasons"]], "weak": [],
             "accuracy": None, "answers": {}, "samples": {}, "data": data, "replay": effort.replay,
-            "decision": None, "tokens": dict(lab.tokens),
+            "decision": None,
         }  # fmt: skip
 
 

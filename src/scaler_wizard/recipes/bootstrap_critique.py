@@ -17,7 +17,8 @@ from scaler_wizard.data.critique import Item, Opinion, count_critic
 from scaler_wizard.data.negatives import choose_negatives
 from scaler_wizard.data.pairs import Flag, PairVerdict, count_pairs, judge_pair
 from scaler_wizard.data.principles import violates
-from scaler_wizard.inference.critic import Asked, judge, option_scores, revise
+from scaler_wizard.inference.critic import Asked, judge, option_scores, prompt_ids, revise
+from scaler_wizard.planning.spend import Spent
 from scaler_wizard.recipes.bootstrap_lab import Lab
 from scaler_wizard.recipes.bootstrap_sampling import Ask
 from scaler_wizard.runs.context import PhaseContext
@@ -52,7 +53,8 @@ class LabAsker:
         session = self.lab.session
         with session.as_trained():
             scores = session.room.run(lambda: option_scores(session.adapted, session.tokenizer, asked))
-        self.lab.tokens["scored"] += 2 * len(asked)
+        lengths = [len(prompt_ids(session.tokenizer, item.form, item.text)) for item in asked]
+        self.lab.spent += Spent(scored=2 * sum(lengths))
         return scores
 
 
