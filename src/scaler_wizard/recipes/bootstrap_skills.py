@@ -91,7 +91,7 @@ def make_tasks(lab: Lab, context: PhaseContext, batch: Batch) -> list[MadeRow]:
         Ask(task.id, lab.turn_opening(opening), lab.job.sampling.max_new_tokens, samples=1, greedy=False)
         for task, opening in zip(batch.tasks, openings, strict=True)
     ]
-    found = [row[0] for row in lab.answers(context, batch.where, f"{batch.name}-tasks", asks)]
+    found = [row[0] for row in lab.answers(context, batch.where, f"{batch.name}-tasks", asks, lines=True)]
     texts = [first_answer(opening + item.text) for opening, item in zip(openings, found, strict=True)]
     prompts = [(task.id, lab.turn(text)) for task, text in zip(batch.tasks, texts, strict=True)]
     agreed = agreed_answers(lab, context, batch.where, f"{batch.name}-own-answers", prompts)
