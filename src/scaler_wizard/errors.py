@@ -117,6 +117,14 @@ class FormatError(DataError):
     """A row format that is unknown, or several formats mixed in one file."""
 
 
+class ImageError(DataError):
+    """Bytes that are not a picture that can be used: another format, damaged, cut off."""
+
+
+class ImageTooLargeError(ImageError):
+    """A picture of more bytes, pixels or a longer side than is read; found out before it is decoded."""
+
+
 class ModelError(ScalerError):
     """A model directory that cannot be used."""
 
@@ -141,6 +149,18 @@ class NotExtendableError(ModelError):
 
 class IncompatibleModelError(ModelError):
     """A model that lacks what the job asks of it (tied weights, vocabulary, architecture)."""
+
+
+class ExpertError(ModelError):
+    """An expert that cannot be served: another base, no effect, a label or content that is there already."""
+
+
+class UnknownExpertError(ExpertError):
+    """A label that no expert has."""
+
+
+class ReferenceMismatchError(ModelError):
+    """Preference training whose reference is not the policy before its first step."""
 
 
 class RunError(ScalerError):

@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -41,17 +41,20 @@ class MicroBatch:
     """Segment bounds [segments + 1], int32: 0, ..., T."""
     n_labels: int
     """Targets, counted after the shift."""
+    active: Tensor | None = None
+    """On which tokens an activated adapter acts [1, T], bool; None where no row invokes one."""
 
     @property
     def n_tokens(self) -> int:
         """T; all of them real, nothing is padded."""
         return sum(self.segment_lengths)
 
-    def to(self, device: torch.device) -> MicroBatch:
+    def to(self, device: torch.device) -> Self:
         """The same micro-batch on a device."""
         moved = {
             name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("input_ids", "position_ids", "labels", "cu_seqlens")
+            for name in ("input_ids", "position_ids", "labels", "cu_seqlens", "active")
+            if getattr(self, name) is not None
         }
         return dataclasses.replace(self, **moved)
 
@@ -97,7 +100,19 @@ def collate(rows: Iterable[TokenRow]) -> MicroBatch:
         segment_lengths=lengths,
         cu_seqlens=torch.from_numpy(bounds.astype(np.int32)),
         n_labels=int(trained.sum()),
+        active=_active_tokens(chosen),
     )
+
+
+def _active_tokens(rows: Sequence[TokenRow]) -> Tensor | None:
+    """`MicroBatch.active` of packed rows."""
+    if all(row.active_from is None for row in rows):
+        return None
+    marks = [
+        np.arange(len(row.ids)) >= (len(row.ids) if row.active_from is None else row.active_from)
+        for row in rows
+    ]
+    return torch.from_numpy(np.concatenate(marks))[None]
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:

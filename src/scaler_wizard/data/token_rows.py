@@ -10,6 +10,9 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
+NEVER = -1
+"""In the flat array of `active_from`: no invocation in this row."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenRow:
@@ -21,6 +24,8 @@ class TokenRow:
     """Token ids [n]."""
     trained: npt.NDArray[np.bool_]
     """Which tokens are targets [n]; the first never counts, since nothing comes before it."""
+    active_from: int | None = None
+    """The token from which on an activated adapter acts (`activation.py`); None where it is never invoked."""
 
     @property
     def n_labels(self) -> int:
@@ -29,7 +34,7 @@ class TokenRow:
 
 
 class TokenRows(Sequence[TokenRow]):
-    """Token rows in three flat arrays: 5 bytes a token and 12 a row, instead of an object each."""
+    """Token rows in flat arrays: 5 bytes a token and 24 a row, instead of an object each."""
 
     def __init__(
         self,
@@ -37,14 +42,23 @@ class TokenRows(Sequence[TokenRow]):
         trained: npt.NDArray[np.bool_],
         ends: npt.NDArray[np.int64],
         numbers: npt.NDArray[np.int64],
+        active_from: npt.NDArray[np.int64] | None = None,
     ) -> None:
         self._ids, self._trained, self._numbers = ids, trained, numbers
+        self._active_from = active_from
         self._bounds = np.concatenate([np.zeros(1, np.int64), ends])
 
     @classmethod
     def of(cls, rows: Iterable[TokenRow]) -> TokenRows:
         """Copy rows into flat arrays."""
-        return flat_rows([(row.number, row.ids, row.trained) for row in rows])
+        starts = array("q")
+
+        def parts() -> Iterator[tuple[int, Iterable[int], Iterable[bool]]]:
+            for row in rows:
+                starts.append(NEVER if row.active_from is None else row.active_from)
+                yield row.number, row.ids, row.trained
+
+        return flat_rows(parts(), starts)
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -72,14 +86,26 @@ class TokenRows(Sequence[TokenRow]):
             return [self[position] for position in range(*index.indices(len(self)))]
         position = range(len(self))[index]
         start, end = self._bounds[position], self._bounds[position + 1]
-        return TokenRow(int(self._numbers[position]), self._ids[start:end], self._trained[start:end])
+        active_from = NEVER if self._active_from is None else int(self._active_from[position])
+        return TokenRow(
+            int(self._numbers[position]),
+            self._ids[start:end],
+            self._trained[start:end],
+            None if active_from == NEVER else active_from,
+        )
 
     def __iter__(self) -> Iterator[TokenRow]:
         return (self[position] for position in range(len(self)))
 
 
-def flat_rows(rows: Iterable[tuple[int, Iterable[int], Iterable[bool]]]) -> TokenRows:
-    """Collect (row number, token ids, trained marks) into flat arrays."""
+def flat_rows(
+    rows: Iterable[tuple[int, Iterable[int], Iterable[bool]]], active_from: array[int] | None = None
+) -> TokenRows:
+    """Collect (row number, token ids, trained marks) into flat arrays.
+
+    Args:
+        active_from: of each row, `NEVER` where there is none; read after `rows` is exhausted.
+    """
     ids, trained, ends, numbers = array("i"), array("b"), array("q"), array("q")
     for number, row_ids, row_trained in rows:
         ids.extend(row_ids)
@@ -91,4 +117,5 @@ def flat_rows(rows: Iterable[tuple[int, Iterable[int], Iterable[bool]]]) -> Toke
         np.frombuffer(trained, np.bool_) if trained else np.zeros(0, np.bool_),
         np.frombuffer(ends, np.int64) if ends else np.zeros(0, np.int64),
         np.frombuffer(numbers, np.int64) if numbers else np.zeros(0, np.int64),
+        None if active_from is None or set(active_from) <= {NEVER} else np.frombuffer(active_from, np.int64),
     )

@@ -225,6 +225,24 @@ class Piece:
     end: int
 
 
+def pack_pieces(pieces: Sequence[Piece], chunk: int) -> Iterator[list[Piece]]:
+    """Cut pieces, in their order, into passes of at most `chunk` tokens; empty pieces are left out."""
+    packed: list[Piece] = []
+    room = chunk
+    for piece in pieces:
+        start = piece.start
+        while start < piece.end:
+            stop = min(piece.end, start + room)
+            packed.append(Piece(piece.row, start, stop))
+            room -= stop - start
+            start = stop
+            if room == 0:
+                yield packed
+                packed, room = [], chunk
+    if packed:
+        yield packed
+
+
 class PrefillStep:
     """Consecutive tokens of several rows, packed one piece after the other."""
 

@@ -6,12 +6,16 @@ alike are copied from there instead of being read again. Knows tensors; knows no
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from torch import Tensor
 
 from scaler_wizard.inference.requests import Request
+
+NEVER: Final = sys.maxsize
 
 
 @dataclass(slots=True, eq=False)
@@ -22,8 +26,17 @@ class Row:
     request: Request
     tokens: list[int]
     """The prompt and what was generated."""
+    prompt_length: int
+    """Tokens before the first generated one."""
+    read_to: int
+    """Tokens that are read when the row enters its slot."""
+    cache_length: int
+    """KV positions needed in all."""
     cached: int = 0
     """How many of `tokens`, from the first, have keys and values in the slot."""
+    adapter: str | None = None
+    """The adapter (its content hash) that tokens from `adapted_from` on are read with."""
+    adapted_from: int = NEVER
     active: bool = True
     slab: Slab | None = None
     """None while waiting."""
@@ -63,6 +76,10 @@ class Slab:
             self._layers[layer] = (self._zeros(key), self._zeros(value))
         return self._layers[layer]
 
+    def kept(self, layer: int) -> tuple[Tensor, Tensor]:
+        """What `layer` returns for a layer that has been used."""
+        return self._layers[layer]
+
     def _zeros(self, like: Tensor) -> Tensor:
         _, heads, _, width = like.shape
         return like.new_zeros(len(self.rows), heads, self.capacity, width)
@@ -99,6 +116,18 @@ def _copy(source: Slab, source_slot: int, target: Slab, target_slot: int, length
         new_keys, new_values = target.layer(layer, keys[:1], values[:1])
         new_keys[target_slot, :, :length] = keys[source_slot, :, :length]
         new_values[target_slot, :, :length] = values[source_slot, :, :length]
+
+
+def shareable_length(held: Row, new: Row) -> int:
+    """How many leading tokens of `new` have the same keys and values as those of `held`.
+
+    They are the same where all tokens up to there are, and were read with the same adapter.
+    """
+    there = max(held.cached, min(held.read_to, len(held.tokens)))
+    length = min(common_length(held.tokens, new.tokens[: new.read_to]), there)
+    if (held.adapter, held.adapted_from) != (new.adapter, new.adapted_from):
+        length = min(length, held.adapted_from, new.adapted_from)
+    return length
 
 
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:

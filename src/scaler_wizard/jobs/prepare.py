@@ -17,6 +17,7 @@ from scaler_wizard.errors import SpecError
 from scaler_wizard.jobs.history import run_records
 from scaler_wizard.planning.bootstrap import make_bootstrap_plan
 from scaler_wizard.planning.continual import make_continual_plan
+from scaler_wizard.planning.experts import make_experts_plan
 from scaler_wizard.planning.facts import ModelFacts, read_facts
 from scaler_wizard.planning.hardware import Hardware, probe_hardware
 from scaler_wizard.planning.locate import resolve_model
@@ -24,6 +25,7 @@ from scaler_wizard.planning.plan import Plan, make_plan
 from scaler_wizard.planning.templates import load_templates
 from scaler_wizard.specs.bootstrap import BootstrapJob
 from scaler_wizard.specs.continual import ContinualJob
+from scaler_wizard.specs.experts import ExpertSection, ExpertsJob, RoutingSection
 from scaler_wizard.specs.grow import GrowJob
 from scaler_wizard.specs.job import FileJob
 from scaler_wizard.specs.job import parse_job as parse_any_job
@@ -111,6 +113,20 @@ def _absolute_grow(job: GrowJob, folder: Path) -> dict[str, Any]:
     return {"dataset": dataset.model_copy(update=changes)}
 
 
+def _absolute_experts(job: ExpertsJob, folder: Path) -> dict[str, Any]:
+    """Paths of the experts, and the settings of dataset.yaml in the place of its path."""
+
+    def absolute(expert: ExpertSection) -> ExpertSection:
+        named = {key: getattr(expert, key) for key in ("adapter", "data", "image_root")}
+        return expert.model_copy(update={k: absolute_path(v, folder) for k, v in named.items() if v})
+
+    dataset = job.dataset
+    if isinstance(dataset, str):
+        file = Path(absolute_path(dataset, folder))
+        dataset = RoutingSection.parse(read_yaml(file), where=file.name)
+    return {"experts": [absolute(expert) for expert in job.experts], "dataset": dataset}
+
+
 def _absolute_bootstrap(job: BootstrapJob, folder: Path) -> dict[str, Any]:
     world = job.world
     if world.file is None:
@@ -120,6 +136,7 @@ def _absolute_bootstrap(job: BootstrapJob, folder: Path) -> dict[str, Any]:
 
 ABSOLUTE: dict[str, Callable[[Any, Path], dict[str, Any]]] = {
     "grow": _absolute_grow,
+    "experts": _absolute_experts,
     "bootstrap": _absolute_bootstrap,
 }
 """By recipe: (job, folder of its file) -> sections with absolute paths. The model's is everybody's."""
@@ -160,12 +177,17 @@ def _plan_grow(job: GrowJob, given: Given) -> tuple[DataSample, Plan]:
     return sample, plan
 
 
+def _plan_experts(job: ExpertsJob, given: Given) -> tuple[None, Plan]:
+    return None, make_experts_plan(job, given.machine, given.facts, learned=given.learned)
+
+
 def _plan_bootstrap(job: BootstrapJob, given: Given) -> tuple[None, Plan]:
     return None, make_bootstrap_plan(job, given.machine, given.facts, learned=given.learned)
 
 
 PLANNERS: dict[str, Callable[[Any, Given], tuple[DataSample | None, Plan]]] = {
     "grow": _plan_grow,
+    "experts": _plan_experts,
     "continual": _plan_continual,
     "bootstrap": _plan_bootstrap,
 }

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,6 +30,8 @@ ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "PYTHONUNBUFFERED": "1",
 }
+BUSY_SHARE = 0.5
+"""Of the cores, used by others when a worker starts: from here on its threads sleep while they wait."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,10 @@ def start_worker(
     Raises:
         WorkspaceBusyError: an earlier worker of this run, or another one on this device, is still alive.
     """
-    environment = {**os.environ, **ENVIRONMENT, **environment_of(run_dir.id, workspace)}
+    environment = {
+        **thread_waiting(os.environ, os.getloadavg()[0], os.cpu_count() or 1), **os.environ, **ENVIRONMENT,
+        **environment_of(run_dir.id, workspace),
+    }  # fmt: skip
     environment.pop(DATABASE_VARIABLE, None)  # only the host opens the database, and its URL holds a password
     if offline:
         environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
@@ -75,6 +81,19 @@ def start_worker(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
             start_new_session=True, pass_fds=[lock.fileno(), device.fileno()],
         )  # fmt: skip
+
+
+def thread_waiting(environment: Mapping[str, str], load: float, cores: int) -> dict[str, str]:
+    """How a worker's OpenMP threads wait for each other; nothing where the person has said it.
+
+    Spinning is the fastest on an idle machine, and on a busy one it burns the time that the other threads
+    need (`benchmarks/thread_waiting.py`). The results are the same bytes either way.
+
+    Args:
+        load: runnable processes in the mean of the last minute.
+    """
+    said = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & environment.keys()
+    return {"OMP_WAIT_POLICY": "passive"} if load >= BUSY_SHARE * cores and not said else {}
 
 
 def read_ending(

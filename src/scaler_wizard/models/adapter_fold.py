@@ -29,7 +29,8 @@ def merged_weight(layer: Any) -> Tensor:
     """W + scaling * B A of one layer, summed in float32 and rounded once to W's format. Same shape as W.
 
     Raises:
-        IncompatibleModelError: the base weight is quantised, so that the sum has no exact place.
+        IncompatibleModelError: the base weight is quantised, so that the sum has no exact place, or the
+            adapter acts on some tokens only.
     """
     weight: Tensor = layer.get_base_layer().weight
     if not weight.is_floating_point() or type(weight).__name__ == "Params4bit":
@@ -37,6 +38,12 @@ def merged_weight(layer: Any) -> Tensor:
             "an adapter on 4-bit weights",
             "16 or 32-bit weights to merge into",
             "save the adapter, load the base without quantize_4bit, load the adapter on it, and merge there",
+        )
+    if layer.lora_variant:
+        raise IncompatibleModelError(
+            "an activated adapter (aLoRA) to be merged into the weights",
+            "an adapter that acts on every token",
+            "serve it as an expert beside the base, or train a plain lora twin and merge that",
         )
     a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
     delta = (b.float() @ a.float()) * layer.scaling[ADAPTER]

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from scaler_wizard.errors import ModelError, ModelNotFoundError, UnsafeWeightsError
+from scaler_wizard.models.alora import take_packed_rows
 from scaler_wizard.models.tensor_files import Files, TensorFile, write_files
 from scaler_wizard.planning.safetensors_header import parse_json
 
@@ -28,6 +29,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 MAX_CONFIG_BYTES = 1 << 20
 MAX_RANK = 4096
 MAX_VIRTUAL_TOKENS = 65_536
+MAX_INVOCATION_TOKENS = 256
 _KINDS: dict[str, type[Any]] = {"LORA": LoraConfig, "PREFIX_TUNING": PrefixTuningConfig}
 # Fields that are rebuilt from the model, or that only describe where the file comes from.
 _DESCRIPTIVE = frozenset({
@@ -36,7 +38,17 @@ _DESCRIPTIVE = frozenset({
     "init_lora_weights", "ensure_weight_tying", "encoder_hidden_size",
 })  # fmt: skip
 _READ = {
-    "LORA": frozenset({"r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "fan_in_fan_out"}),
+    "LORA": frozenset(
+        {
+            "r",
+            "lora_alpha",
+            "lora_dropout",
+            "target_modules",
+            "use_rslora",
+            "fan_in_fan_out",
+            "alora_invocation_tokens",
+        }
+    ),
     "PREFIX_TUNING": frozenset({"num_virtual_tokens"}),
 }
 
@@ -126,6 +138,7 @@ def wrap(model: Any, config: Any, seed: int) -> PeftModel:
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
         torch.manual_seed(seed)
         wrapped: PeftModel = get_peft_model(model, config, autocast_adapter_dtype=True)
+        take_packed_rows(wrapped)
         return wrapped
 
 
@@ -163,10 +176,21 @@ def _lora_config(values: dict[str, Any], path: Path) -> LoraConfig:
     _check(path, "target_modules", targets, bool(named) or targets == "all-linear")
     for flag in ("use_rslora", "fan_in_fan_out"):
         _check(path, flag, values.get(flag, False), isinstance(values.get(flag, False), bool))
+    invocation = values.get("alora_invocation_tokens")
+    _check(path, "alora_invocation_tokens", invocation, invocation is None or _is_invocation(invocation))
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets,
         use_rslora=values.get("use_rslora", False), fan_in_fan_out=values.get("fan_in_fan_out", False),
+        alora_invocation_tokens=invocation,
     )  # fmt: skip
+
+
+def _is_invocation(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and 0 < len(value) <= MAX_INVOCATION_TOKENS
+        and all(type(item) is int and 0 <= item < 2**31 for item in value)
+    )
 
 
 def _refuse_unsupported(values: dict[str, Any], kind: str, path: Path) -> None:

@@ -63,6 +63,7 @@ def attach(
     dropout: float = 0.0,
     target_modules: TargetModules = "all-linear",
     use_rslora: bool = False,
+    alora_invocation_tokens: Sequence[int] | None = None,
     virtual_tokens: int = 16,
     seed: int = 0,
 ) -> Any:
@@ -79,7 +80,7 @@ def attach(
         prepare_qlora(model)
     return attach_lora(
         model, rank=rank, alpha=alpha, dropout=dropout, target_modules=target_modules,
-        use_rslora=use_rslora, seed=seed,
+        use_rslora=use_rslora, alora_invocation_tokens=alora_invocation_tokens, seed=seed,
     )  # fmt: skip
 
 
@@ -91,12 +92,17 @@ def attach_lora(
     dropout: float = 0.0,
     target_modules: TargetModules = "all-linear",
     use_rslora: bool = False,
+    alora_invocation_tokens: Sequence[int] | None = None,
     seed: int = 0,
 ) -> PeftModel:
     """LoRA (Hu et al. 2021): W x + (alpha / rank) B A x, B zero at first; alpha / sqrt(rank) with rsLoRA.
 
     Adapter weights are float32 whatever the base is. "all-linear" is every linear layer but the LM
     head, "attention" those of `ATTENTION_LINEARS`; the base is frozen.
+
+    With `alora_invocation_tokens` it is an activated LoRA (arXiv:2504.12397): it acts from those tokens on,
+    and everything before is the base's. Rows say where that is (`data.activation`), forward passes are told
+    (`alora.activated`).
 
     Raises:
         IncompatibleModelError: no linear layer of those names, or an adapter is attached already.
@@ -110,6 +116,7 @@ def attach_lora(
         target_modules=_targets(model, target_modules),
         use_rslora=use_rslora,
         bias="none",
+        alora_invocation_tokens=None if alora_invocation_tokens is None else list(alora_invocation_tokens),
     )
     return wrap(model, config, seed)
 

@@ -19,10 +19,18 @@ from markupsafe import Markup
 from scaler_wizard import __version__
 from scaler_wizard.errors import SpecError, WorkspaceError
 from scaler_wizard.report import words
+from scaler_wizard.report.bootstrap_record import bootstrap_record, shown_samples
 from scaler_wizard.report.plots import Chart, candidates_chart, needle_chart, nll_chart
 from scaler_wizard.report.plots_accuracy import accuracy_chart
+from scaler_wizard.report.plots_bootstrap import (
+    principle_chart,
+    retention_chart,
+    stage_chart,
+    type_chart,
+)
 from scaler_wizard.report.plots_course import loss_chart, memory_chart, quality_chart
 from scaler_wizard.report.record import Record, load_record
+from scaler_wizard.report.sections import sections
 from scaler_wizard.report.table import metric_table, phase_table
 from scaler_wizard.report.timeline import timeline
 from scaler_wizard.report.values import MAX_TEXT, items, mapping, number, text, whole
@@ -32,7 +40,10 @@ from scaler_wizard.specs.job import parse_job
 from scaler_wizard.store.durable import write_atomic
 from scaler_wizard.store.rundir import RunDir
 
-CHARTS = (accuracy_chart, nll_chart, needle_chart, candidates_chart, loss_chart, quality_chart, memory_chart)
+CHARTS = (
+    accuracy_chart, stage_chart, retention_chart, type_chart, principle_chart, nll_chart, needle_chart,
+    candidates_chart, loss_chart, quality_chart, memory_chart,
+)  # fmt: skip
 MAX_SAMPLES = 24
 MAX_FACTS = 60
 TONES = {"completed": "good", "failed": "bad", "stopped": "bad"}
@@ -76,6 +87,7 @@ def render(record: Record) -> str:
         metrics=metric_table(record.metrics, whole(record.result.get("seed"))) if record.metrics else None,
         phases=phase_table(record) if record.phases else None,
         charts=[(chart, _svg(chart)) for chart in charts],
+        sections=sections(record),
         samples=_samples(record),
         contract=_contract(record),
         exports=_exports(record),
@@ -120,7 +132,7 @@ def _tiles(record: Record) -> list[tuple[str, str, str]]:
     if effective is not None:
         of = f"of {target:,} tokens requested" if target else "tokens"
         tiles.append(("effective context", f"{effective:,}", of))
-    tiles += _version_tiles(record)
+    tiles += _version_tiles(record) + _stage_tiles(record)
     for metric in record.metrics[:2]:
         if metric.after is not None:
             before = f"before: {words.share(metric.before)}" if metric.before is not None else ""
@@ -151,6 +163,20 @@ def _version_tiles(record: Record) -> list[tuple[str, str, str]]:
     return tiles
 
 
+def _stage_tiles(record: Record) -> list[tuple[str, str, str]]:
+    """How many stages passed, and what became of the violations."""
+    found = bootstrap_record(record)
+    if found is None:
+        return []
+    passed = {attempt.stage for attempt in found.passed}
+    asked = whole(mapping(record.result.get("summary")).get("asked"))
+    tiles = [("stages passed", str(len(passed)), f"of {asked}" if asked else "")]
+    if found.safety is not None and found.safety.violated.after.value is not None:
+        before = words.share(found.safety.violated.before.value)
+        tiles.append(("violations", words.share(found.safety.violated.after.value), f"before: {before}"))
+    return tiles
+
+
 def _model(record: Record) -> Facts:
     model, rope = mapping(record.result.get("model")), mapping(record.result.get("rope"))
     source = text(mapping(record.job.get("model")).get("base_model"), 200)
@@ -171,6 +197,8 @@ def _rope(rope: Mapping[str, Any]) -> str:
 
 
 def _samples(record: Record) -> list[dict[str, str]]:
+    if bootstrap_record(record) is not None:
+        return shown_samples(record)[: 3 * MAX_SAMPLES]
     rows = map(mapping, items(record.result.get("samples"))[:MAX_SAMPLES])
     return [
         {

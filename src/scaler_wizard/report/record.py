@@ -168,7 +168,9 @@ def _sections(recipe: object) -> dict[str, str]:
     """What the result of a recipe should hold: a merge changes nothing, so that nothing is compared."""
     if recipe == "consolidate":
         return RESULT_SECTIONS
-    return RESULT_SECTIONS | TABLE_SECTION | ({} if recipe == "continual" else GROW_SECTIONS)
+    stages = {"stages": "the stages", "base": "what the base can do", "cost": "its cost"}
+    own = {"continual": {}, "bootstrap": stages}.get(text(recipe), GROW_SECTIONS)
+    return RESULT_SECTIONS | TABLE_SECTION | own
 
 
 def metrics_of(result: Mapping[str, Any]) -> tuple[Metric, ...]:

@@ -126,6 +126,8 @@ def headline(record: Record) -> str:
         return (
             f"{text(mapping(record.result.get('file')).get('name'), 80)} is learned; its version is {fate}."
         )
+    if record.result.get("recipe") == "bootstrap":
+        return _stages_headline(record)
     effective, target = contexts(record)
     if effective is not None and target is not None:
         return f"Effective context {effective:,} of {target:,} tokens requested."
@@ -135,6 +137,14 @@ def headline(record: Record) -> str:
     if done:
         return f"{plural(len(done), 'phase')} committed so far: {listed(done)}."
     return "No phase has been committed yet."
+
+
+def _stages_headline(record: Record) -> str:
+    passed = [whole(number) for number in items(record.result.get("passed"))]
+    asked = whole(mapping(record.result.get("summary")).get("asked"))
+    if mapping(record.result.get("base")).get("train") is False:
+        return "Nothing was trained: there is no proven gap to close."
+    return f"{len(passed)}{f' of {asked}' if asked else ''} stages passed their gates."
 
 
 def contexts(record: Record) -> tuple[int | None, int | None]:

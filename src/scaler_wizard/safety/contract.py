@@ -54,10 +54,10 @@ def job_hash(job: Signable) -> str:
     Of a continual job or config the learning sections: one signature covers every file and merge.
 
     Defaults are part of what is hashed: a release that changes a default changes what would be run, and
-    so needs a new signature.
+    so needs a new signature. The pace of an experts job is not: a trial does less of what was signed.
     """
     if isinstance(job, FileJob):
-        return _sha256(job.model_dump(mode="json", by_alias=True, exclude={"contract"}))
+        return _sha256(job.model_dump(mode="json", by_alias=True, exclude={"contract", "pace"}))
     signed = job.model_dump(mode="json", by_alias=True, include=set(LEARNING_SECTIONS))
     return _sha256({"recipe": "continual", **signed})
 

@@ -25,6 +25,7 @@ from scaler_wizard.errors import UnknownKeyError
 from scaler_wizard.specs.base import inner_model, key_of, nearest_key
 from scaler_wizard.specs.cockpit import CockpitPayload
 from scaler_wizard.specs.continual import ContinualConfig
+from scaler_wizard.specs.experts import ExpertsJob
 from scaler_wizard.specs.grow import GrowJob
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -56,6 +57,11 @@ def grow_schema() -> dict[str, Any]:
 def config_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of a workspace's config.yaml."""
     return _schema(ContinualConfig, "config_schema.json")
+
+
+def experts_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of an `experts` job file."""
+    return _schema(ExpertsJob, "experts_schema.json")
 
 
 def field_help(path: str, model: type[BaseModel] = GrowJob) -> FieldHelp:
@@ -110,6 +116,16 @@ def config_page() -> str:
     )
 
 
+def experts_page() -> str:
+    """docs/experts_job.md: every key of an `experts` job with type, default and description."""
+    return _page(
+        "The experts job file",
+        "`configs/experts.yaml` is one to start from, `scaler sign` writes the contract; docs/experts.md\n"
+        "says what becomes of it. The same rules as JSON Schema: `specs/experts_schema.json`.",
+        ExpertsJob,
+    )
+
+
 def _page(title: str, about: str, model: type[BaseModel]) -> str:
     lines = [
         f"# {title}",
@@ -130,9 +146,11 @@ def generated_files() -> dict[str, str]:
     """Path under the repository root -> text of every generated file."""
     return {
         "docs/config.md": config_page(),
+        "docs/experts_job.md": experts_page(),
         "docs/job.md": job_page(),
         "specs/cockpit_schema.json": _json(cockpit_schema()),
         "specs/config_schema.json": _json(config_schema()),
+        "specs/experts_schema.json": _json(experts_schema()),
         "specs/grow_schema.json": _json(grow_schema()),
     }
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch
 
-from scaler_wizard.data.batches import Batches, Step, Steps
+from scaler_wizard.data.batches import Step, Steps
 from scaler_wizard.data.token_rows import TokenRow
 from scaler_wizard.errors import TrainingMemoryError
 from scaler_wizard.training.forward import Objective
@@ -46,13 +46,32 @@ class MicroBatchSizes:
         self.changes = [*kept, (step, tokens)]
 
 
+class RepackableSteps(Steps, Protocol):
+    """Steps that can be had in larger or smaller forward passes: `Batches`, and pairs of answers."""
+
+    micro_batch_tokens: int
+    """Most tokens of a forward pass."""
+    batch_tokens: int
+    """Tokens of a step, on average."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest thing that no pass can cut."""
+
+    def with_micro_batch_tokens(self, micro_batch_tokens: int) -> Self:
+        """The same steps in other passes."""
+
+    def rows_of(self, index: int) -> list[TokenRow]:
+        """The rows of step `index`."""
+
+
 @dataclass
 class SizedBatches:
     """The steps of `batches`, each in micro-batches of the size that `sizes` has for it."""
 
-    batches: Batches
+    batches: RepackableSteps
     sizes: MicroBatchSizes
-    _current: Batches = field(init=False, repr=False)
+    _current: RepackableSteps = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._current = self.batches

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers.activations import GELUTanh, SiLUActivation
 
+from scaler_wizard.models.alora import PackedAlora, active_rows, active_tokens
 from scaler_wizard.training.fused import GELU, GELU_TANH, SILU, Activation, gated_mlp, rms_norm
 from scaler_wizard.training.lora_linear import LoraWeights, lora_linear
 
@@ -100,7 +101,9 @@ def _linear_obstacle(layer: Any) -> str | None:
     if isinstance(base.weight, DTensor):
         return _SHARDED
     (name,) = layer.active_adapters
-    if name in layer.lora_variant or layer.lora_B[name].bias is not None or layer.fan_in_fan_out:
+    variant = layer.lora_variant.get(name)
+    other = variant is not None and type(variant) is not PackedAlora
+    if other or layer.lora_B[name].bias is not None or layer.fan_in_fan_out:
         return "a variant of LoRA"
     if not isinstance(layer.lora_dropout[name], nn.Identity):
         return "dropout"
@@ -135,6 +138,7 @@ class _Site:
     def __init__(self, layer: Any) -> None:
         (self.adapter,) = layer.active_adapters
         base = layer.get_base_layer()
+        self.activated = self.adapter in layer.lora_variant
         self.layer, self.dtype = layer, base.weight.dtype
         self.a, self.b = layer.lora_A[self.adapter].weight, layer.lora_B[self.adapter].weight
         scale = float(layer.scaling[self.adapter])
@@ -148,18 +152,25 @@ class _Site:
         )
 
     def ready(self, x: Tensor) -> bool:
-        """Not so while the adapter is off (the reference model of DPO), merged, or x of another format."""
+        """Not so while the adapter is off (the reference model of DPO), merged, or x of another format.
+
+        Nor for an activated adapter that nobody has told its tokens.
+        """
         layer = self.layer
-        return not (
-            layer.disable_adapters or layer.merged or layer.active_adapters != [self.adapter]
-        ) and x.dtype == self.dtype  # fmt: skip
+        off = layer.disable_adapters or layer.merged or layer.active_adapters != [self.adapter]
+        untold = self.activated and active_tokens() is None
+        return not (off or untold) and x.dtype == self.dtype
+
+    def active(self, x: Tensor) -> Tensor | None:
+        """The tokens of x [..., in] that the adapter acts on [T, 1]; None: all."""
+        return active_rows(x) if self.activated else None
 
 
 def _linear_forward(site: _Site, plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def forward(x: Tensor, *rest: Any, **named: Any) -> Tensor:
         if rest or named or not site.ready(x):
             return plain(x, *rest, **named)
-        return lora_linear(x, site.a, site.b, site.weights)
+        return lora_linear(x, site.a, site.b, site.weights, site.active(x))
 
     return forward
 
@@ -172,7 +183,7 @@ def _mlp_forward(sites: list[_Site], act: Activation, plain: Callable[..., Tenso
     def forward(x: Tensor) -> Tensor:
         if not all(site.ready(x) for site in sites):
             return plain(x)
-        return gated_mlp(x, weights, act, masters)
+        return gated_mlp(x, weights, act, masters, gate.active(x))
 
     return forward
 

@@ -6,7 +6,7 @@ The loop calls an `Objective`; a faster forward pass, attention or loss replaces
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from scaler_wizard.data.batches import MicroBatch
 from scaler_wizard.errors import IncompatibleModelError
 from scaler_wizard.losses.registry import LOSSES, ObjectiveName
 from scaler_wizard.losses.sft import Head, LossResult, head_logits
+from scaler_wizard.models.alora import activated, is_activated, repeated_activation
 from scaler_wizard.training.attention import packed_attention
 from scaler_wizard.training.fast_path import fast_path
 
@@ -43,14 +44,32 @@ def hidden_states(model: Any, micro: MicroBatch) -> Tensor:
     base = base_of(model)
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         return _prompted_hidden_states(model, base, micro)
-    output = base.get_decoder()(
-        input_ids=micro.input_ids,
-        position_ids=micro.position_ids,
-        use_cache=False,
-        segment_lengths=micro.segment_lengths,
-    )
+    with _activation(model, micro):
+        output = base.get_decoder()(
+            input_ids=micro.input_ids,
+            position_ids=micro.position_ids,
+            use_cache=False,
+            segment_lengths=micro.segment_lengths,
+        )
     hidden: Tensor = output.last_hidden_state
     return hidden
+
+
+def _activation(model: Any, micro: MicroBatch) -> AbstractContextManager[None]:
+    """Tells an activated adapter its tokens, for this forward pass only.
+
+    Raises:
+        IncompatibleModelError: no row of the micro-batch says where the adapter begins.
+    """
+    if not is_activated(model):
+        return nullcontext()
+    if micro.active is None:
+        raise IncompatibleModelError(
+            "rows that never invoke the activated adapter that is being trained",
+            "the adapter's invocation tokens in the rows",
+            "mark the rows with data.activation.activate, or train a plain lora",
+        )
+    return activated(micro.active)
 
 
 def _prompted_hidden_states(model: Any, base: Any, micro: MicroBatch) -> Tensor:
@@ -130,7 +149,8 @@ def training_mode(
     base = base_of(model)
     prompted = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
     if activation_checkpointing:
-        base.activation_checkpointing_enable({"use_reentrant": False})
+        # The backward pass repeats a layer's forward, perhaps in another thread: with the same active tokens.
+        base.activation_checkpointing_enable({"use_reentrant": False, "context_fn": repeated_activation})
     try:
         model.train()
         with ExitStack() as stack:

@@ -98,15 +98,16 @@ class _GatedMLP(torch.autograd.Function):
         x: Tensor,
         weights: tuple[LoraWeights, LoraWeights, LoraWeights],
         act: Activation,
+        active: Tensor | None,
         *masters: Tensor,
     ) -> Tensor:
         """`masters`: A and B of gate, up and down; their values are in `weights`."""
         rows = x.reshape(-1, x.shape[-1])
-        gate, low_gate = forward_rows(rows, weights[0])
-        up, low_up = forward_rows(rows, weights[1])
-        y, low_down = forward_rows(act.forward(gate).mul_(up), weights[2])
+        gate, low_gate = forward_rows(rows, weights[0], active)
+        up, low_up = forward_rows(rows, weights[1], active)
+        y, low_down = forward_rows(act.forward(gate).mul_(up), weights[2], active)
         ctx.save_for_backward(rows, gate, up, low_gate, low_up, low_down)
-        ctx.weights, ctx.act, ctx.shape = weights, act, x.shape
+        ctx.weights, ctx.act, ctx.active, ctx.shape = weights, act, active, x.shape
         ctx.dtypes = tuple(item.dtype for item in masters)
         return y.view(*x.shape[:-1], y.shape[-1])
 
@@ -115,19 +116,19 @@ class _GatedMLP(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, gate, up, low_gate, low_up, low_down = ctx.saved_tensors
         w_gate, w_up, w_down = ctx.weights
-        needs_dx = ctx.needs_input_grad[0]
+        needs_dx, active = ctx.needs_input_grad[0], ctx.active
         activated = ctx.act.forward(gate)
         d_hidden, *d_down = backward_rows(
-            dy.reshape(-1, dy.shape[-1]), activated * up, low_down, w_down, None
+            dy.reshape(-1, dy.shape[-1]), activated * up, low_down, w_down, None, active
         )
         assert d_hidden is not None
-        dx, *d_up = backward_rows(activated.mul_(d_hidden), x, low_up, w_up, None, needs_dx=needs_dx)
+        dx, *d_up = backward_rows(activated.mul_(d_hidden), x, low_up, w_up, None, active, needs_dx=needs_dx)
         d_gate_out = ctx.act.backward(d_hidden.mul_(up), gate)
-        dx, *d_gate = backward_rows(d_gate_out, x, low_gate, w_gate, dx, needs_dx=needs_dx)
+        dx, *d_gate = backward_rows(d_gate_out, x, low_gate, w_gate, dx, active, needs_dx=needs_dx)
         masters = (
             gradient.to(dtype) for gradient, dtype in zip((*d_gate, *d_up, *d_down), ctx.dtypes, strict=True)
         )
-        return (None if dx is None else dx.view(ctx.shape), None, None, *masters)
+        return (None if dx is None else dx.view(ctx.shape), None, None, None, *masters)
 
 
 def gated_mlp(
@@ -135,12 +136,14 @@ def gated_mlp(
     weights: tuple[LoraWeights, LoraWeights, LoraWeights],
     act: Activation,
     masters: tuple[Tensor, ...],
+    active: Tensor | None = None,
 ) -> Tensor:
     """down(act(gate(x)) * up(x)) of x [..., H] (Shazeer 2020), each of the three with its adapter.
 
     Args:
         weights: of gate, up and down.
         masters: trained A and B of gate, up and down, six tensors; gradients go there.
+        active: as `lora_linear` takes it.
     """
-    y: Tensor = _GatedMLP.apply(x, weights, act, *masters)  # type: ignore[no-untyped-call]
+    y: Tensor = _GatedMLP.apply(x, weights, act, active, *masters)  # type: ignore[no-untyped-call]
     return y

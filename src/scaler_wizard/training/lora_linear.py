@@ -30,21 +30,32 @@ class LoraWeights(NamedTuple):
     """s, alpha / r or alpha / sqrt(r)."""
 
 
-def forward_rows(x: Tensor, w: LoraWeights) -> tuple[Tensor, Tensor]:
-    """x [T, in] -> (y [T, out], x A^T [T, r])."""
+def forward_rows(x: Tensor, w: LoraWeights, active: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """x [T, in] -> (y [T, out], x A^T [T, r]); the second is 0 where `active` [T, 1] bool is False."""
     low = x @ w.a.T
+    if active is not None:
+        low.mul_(active)
     y = F.linear(x, w.weight, w.bias)
     return y.addmm_(low, w.scaled_b.T), low
 
 
 def backward_rows(
-    dy: Tensor, x: Tensor, low: Tensor, w: LoraWeights, dx: Tensor | None, *, needs_dx: bool = True
+    dy: Tensor,
+    x: Tensor,
+    low: Tensor,
+    w: LoraWeights,
+    dx: Tensor | None,
+    active: Tensor | None = None,
+    *,
+    needs_dx: bool = True,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Gradients of `forward_rows`: (dx [T, in], dA [r, in] and dB [out, r] in fp32 at least).
 
     `dx`, where given, is another branch's gradient of the same input: this one is added to it in place.
     """
     d_low = dy @ w.scaled_b
+    if active is not None:
+        d_low.mul_(active)
     if needs_dx:
         dx = dy @ w.weight if dx is None else dx.addmm_(dy, w.weight)
         dx.addmm_(d_low, w.a)
@@ -57,26 +68,30 @@ def backward_rows(
 
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, w: LoraWeights) -> Tensor:
+    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, w: LoraWeights, active: Tensor | None) -> Tensor:
         """`a` and `b` are the trained masters: their values are in `w`, here they only take gradients."""
         rows = x.reshape(-1, x.shape[-1])
-        y, low = forward_rows(rows, w)
+        y, low = forward_rows(rows, w, active)
         ctx.save_for_backward(rows, low)
-        ctx.w, ctx.shape, ctx.dtypes = w, x.shape, (a.dtype, b.dtype)
+        ctx.w, ctx.active, ctx.shape, ctx.dtypes = w, active, x.shape, (a.dtype, b.dtype)
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
         x, low = ctx.saved_tensors
         dx, d_a, d_b = backward_rows(
-            dy.reshape(-1, dy.shape[-1]), x, low, ctx.w, None, needs_dx=ctx.needs_input_grad[0]
+            dy.reshape(-1, dy.shape[-1]), x, low, ctx.w, None, ctx.active, needs_dx=ctx.needs_input_grad[0]
         )
         dx = None if dx is None else dx.view(ctx.shape)
-        return dx, d_a.to(ctx.dtypes[0]), d_b.to(ctx.dtypes[1]), None
+        return dx, d_a.to(ctx.dtypes[0]), d_b.to(ctx.dtypes[1]), None, None
 
 
-def lora_linear(x: Tensor, a: Tensor, b: Tensor, w: LoraWeights) -> Tensor:
-    """x [..., in] -> [..., out]; gradients go to x, a and b."""
-    y: Tensor = _LoraLinear.apply(x, a, b, w)  # type: ignore[no-untyped-call]
+def lora_linear(x: Tensor, a: Tensor, b: Tensor, w: LoraWeights, active: Tensor | None = None) -> Tensor:
+    """x [..., in] -> [..., out]; gradients go to x, a and b.
+
+    Args:
+        active: the rows of x (its leading axes as one, T) that the adapter acts on [T, 1] bool; None: all.
+    """
+    y: Tensor = _LoraLinear.apply(x, a, b, w, active)  # type: ignore[no-untyped-call]
     return y

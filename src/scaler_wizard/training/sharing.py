@@ -69,4 +69,5 @@ def _part(micro: MicroBatch, first: int, last: int) -> MicroBatch:
         segment_lengths=micro.segment_lengths[first:last],
         cu_seqlens=bounds - bounds[0],
         n_labels=int((labels[:, 1:] != IGNORED).sum()),
+        active=None if micro.active is None else micro.active[:, tokens],
     )

@@ -10,7 +10,7 @@ import pytest
 
 from scaler_wizard.errors import WorkspaceBusyError
 from scaler_wizard.jobs.crash import Death, classify
-from scaler_wizard.jobs.process import ATTEMPT_MARK, read_ending, start_worker
+from scaler_wizard.jobs.process import ATTEMPT_MARK, read_ending, start_worker, thread_waiting
 from scaler_wizard.store.lock import is_locked
 from scaler_wizard.store.rundir import ExitStatus, RunDir
 
@@ -113,3 +113,9 @@ def test_a_busy_run_keeps_its_exit_status(
         start_worker(run_dir, 2, tmp_path, tmp_path / "host.sock", tmp_path / "cpu.lock")
     assert run_dir.exit_status() is not None
     worker.wait(timeout=10)
+
+
+def test_threads_sleep_while_they_wait_where_others_use_the_cores() -> None:
+    assert thread_waiting({}, load=0.3, cores=2) == {}
+    assert thread_waiting({}, load=1.0, cores=2) == {"OMP_WAIT_POLICY": "passive"}
+    assert thread_waiting({"GOMP_SPINCOUNT": "5"}, load=9.0, cores=2) == {}

@@ -1,0 +1,112 @@
+"""One packed row of tokens through a model: the only place where the routed engine calls it.
+
+A content with images comes as embeddings with their rotary positions (`EmbeddedPrompt`); text as token ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scaler_wizard.inference.attention import SlotStep
+from scaler_wizard.inference.experts.prompt import EmbeddedPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedSpan:
+    """Tokens `start` to `end` of an embedded content, standing at `first` in the packed row."""
+
+    first: int
+    prompt: EmbeddedPrompt
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class PackedTokens:
+    """N tokens of one pass."""
+
+    tokens: Sequence[int]
+    """Token ids; those under an embedded span are not read."""
+    positions: Sequence[int]
+    """Rotary positions; those under an embedded span are not read."""
+    embedded: Sequence[EmbeddedSpan] = ()
+
+
+def packed_logits(model: Any, packed: PackedTokens, step: SlotStep, kept: int | Tensor) -> Tensor:
+    """Logits [kept, vocabulary]: of all tokens when `kept` is 0, the last ones, or those at given places.
+
+    model: a transformers model with "scaler_slots" attention.
+    """
+    device = model.device
+    if packed.embedded:
+        return _embedded_logits(model, packed, step, kept)
+    output = model(
+        input_ids=torch.tensor([packed.tokens], device=device),
+        position_ids=torch.tensor([packed.positions], device=device),
+        use_cache=False,
+        logits_to_keep=kept,
+        slots=step,
+    )
+    logits: Tensor = output.logits[0]
+    return logits
+
+
+def _embedded_logits(model: Any, packed: PackedTokens, step: SlotStep, kept: int | Tensor) -> Tensor:
+    device = model.device
+    # A visual token's id is negative: it stands for its image and has no embedding.
+    ids = torch.tensor([packed.tokens], device=device).clamp_min(0)
+    embeds = model.get_input_embeddings()(ids)
+    positions = torch.tensor(packed.positions, device=device).expand(3, 1, -1).clone()
+    for span in packed.embedded:
+        place = slice(span.first, span.first + span.end - span.start)
+        embeds[0, place] = span.prompt.embeds[span.start : span.end]
+        positions[:, 0, place] = span.prompt.positions[:, span.start : span.end]
+    output = model(
+        inputs_embeds=embeds,
+        # A text model's positions have one axis: time.
+        position_ids=positions[0],
+        use_cache=False,
+        logits_to_keep=kept,
+        slots=step,
+    )
+    logits: Tensor = output.logits[0]
+    return logits
+
+
+class _EnoughError(Exception):
+    """Ends a pass after the layer whose output was wanted."""
+
+
+@contextmanager
+def tapped(model: Any, layer: int, *, stop: bool = False) -> Iterator[list[Tensor]]:
+    """Catch the hidden states [1, N, h] after so many decoder layers of each pass made inside.
+
+    stop: the pass ends there; nothing after that layer is computed, and the block is left.
+    """
+    module: nn.Module = decoder_layers(model)[layer - 1]
+    caught: list[Tensor] = []
+
+    def hook(_: nn.Module, __: Any, output: Any) -> None:
+        caught.append(output[0] if isinstance(output, tuple) else output)
+        if stop:
+            raise _EnoughError
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield caught
+    except _EnoughError:
+        pass
+    finally:
+        handle.remove()
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """The decoder layers of a causal language model, text part of a vision-language model included."""
+    layers: nn.ModuleList = model.get_decoder().layers
+    return layers

@@ -1,0 +1,173 @@
+"""Reading contents into slots, and what a router is given of them. Knows rows; knows no schedule.
+
+Training a router reads with `observe`, serving with the same functions: what it learns is what it gets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from scaler_wizard.inference.attention import Piece, PrefillStep, SlotStep, pack_pieces, slots_attached
+from scaler_wizard.inference.experts.bank import Bank
+from scaler_wizard.inference.experts.counters import Counters
+from scaler_wizard.inference.experts.forward import PackedTokens, packed_logits, tapped
+from scaler_wizard.inference.experts.layers import (
+    AdapterWeights,
+    JoinCache,
+    adapters_attached,
+    applying,
+    plan_pass,
+)
+from scaler_wizard.inference.experts.prompt import Prompt
+from scaler_wizard.inference.experts.routing import Observed
+from scaler_wizard.inference.experts.rows import RoutedRow, content_row, give_slots, packed_tokens
+from scaler_wizard.inference.modes import InferenceLimits, cache_positions, current_limits, measuring
+
+# Hidden states for the router are kept beside keys and values, as one more layer of a slab.
+HIDDEN: Final = -1
+
+
+class Reader:
+    """Passes over rows of one bank's model, with adapters."""
+
+    def __init__(self, bank: Bank, chunk: int) -> None:
+        self._bank = bank
+        self._model: Any = bank.model
+        self.device: torch.device = bank.model.device
+        self._chunk = chunk
+        self._decode_joins, self._read_joins = JoinCache(), JoinCache()
+
+    def decode(self, rows: Sequence[RoutedRow], step: SlotStep) -> Tensor:
+        """Logits [rows, vocabulary] after each row's last token, which is read."""
+        positions = [at for row in rows for at in row.rotary(row.cached, row.cached + 1)]
+        packed = PackedTokens([row.tokens[-1] for row in rows], positions)
+        with applying(plan_pass([row.weights for row in rows], self._decode_joins, self.device)):
+            return packed_logits(self._model, packed, step, 0)
+
+    def read(self, rows: Sequence[RoutedRow], *, hidden_after: int | None = None) -> None:
+        """Read rows from what is in their slots up to `read_to`, in passes of at most a chunk of tokens.
+
+        hidden_after: keep the hidden states after that layer in the slots, too.
+        """
+        # Rows of one adapter stand together; those of the base come first.
+        ordered = sorted(rows, key=lambda row: (row.adapter is not None, row.adapter or ""))
+        for pieces in pack_pieces([Piece(row, row.cached, row.read_to) for row in ordered], self._chunk):
+            adapters = [
+                weights for piece in pieces for weights in _routed(piece).weights_at(piece.start, piece.end)
+            ]
+            self._pass(pieces, adapters, hidden_after)
+            for piece in pieces:
+                piece.row.cached = piece.end
+
+    def observe(self, router: Observed, rows: Sequence[RoutedRow]) -> list[tuple[Tensor, Counters]]:
+        """What the router is given of each row, whose content has been read, and the work that took."""
+        if router.kind == "features":
+            return [(mean_hidden(row), Counters()) for row in rows]
+        adapter = None if router.adapter is None else self._bank.adapter(router.adapter).weights
+        if router.kind == "suffix":
+            return self._suffix_logits(router, adapter, rows)
+        return [(self._early(router, adapter, row), _router_work(row.n_content)) for row in rows]
+
+    def _suffix_logits(
+        self, router: Observed, adapter: AdapterWeights | None, rows: Sequence[RoutedRow]
+    ) -> list[tuple[Tensor, Counters]]:
+        """One pass of the suffix behind each content; what follows overwrites its positions."""
+        width = len(router.suffix)
+        labels = torch.tensor(router.label_tokens, device=self.device)
+        at_once = max(1, self._chunk // width)
+        found: list[tuple[Tensor, Counters]] = []
+        for first in range(0, len(rows), at_once):
+            group = rows[first : first + at_once]
+            pieces = [Piece(row, row.n_content, row.n_content + width) for row in group]
+            positions = [at for row in group for at in row.rotary(row.n_content, row.n_content + width)]
+            last = torch.arange(width - 1, width * len(group), width, device=self.device)
+            packed = PackedTokens(list(router.suffix) * len(group), positions)
+            with applying(plan_pass([adapter] * len(positions), self._read_joins, self.device)):
+                logits = packed_logits(self._model, packed, PrefillStep(pieces, self.device), last)
+            found += [(values, _router_work(width)) for values in logits[:, labels].float()]
+        return found
+
+    def _early(self, router: Observed, adapter: AdapterWeights | None, row: RoutedRow) -> Tensor:
+        """Mean hidden state of a pass over the content with the router's adapter, in a slot of its own."""
+        scratch = content_row(row.index, row.prompt)
+        give_slots([scratch])
+        for pieces in pack_pieces([Piece(scratch, 0, scratch.n_content)], self._chunk):
+            adapters = [adapter] * sum(piece.end - piece.start for piece in pieces)
+            self._pass(pieces, adapters, router.layer, stop=True)
+        return mean_hidden(scratch)
+
+    def _pass(
+        self,
+        pieces: Sequence[Piece],
+        adapters: Sequence[AdapterWeights | None],
+        hidden_after: int | None,
+        *,
+        stop: bool = False,
+    ) -> None:
+        packed, step = packed_tokens(pieces), PrefillStep(pieces, self.device)
+        with applying(plan_pass(adapters, self._read_joins, self.device)):
+            # Of the logits, which nobody reads, as few as transformers allows.
+            if hidden_after is None:
+                packed_logits(self._model, packed, step, 1)
+                return
+            with tapped(self._model, hidden_after, stop=stop) as hidden:
+                packed_logits(self._model, packed, step, 1)
+            _keep_hidden(pieces, hidden[0])
+
+
+def _routed(piece: Piece) -> RoutedRow:
+    assert isinstance(piece.row, RoutedRow)
+    return piece.row
+
+
+def _router_work(n_tokens: int) -> Counters:
+    return Counters(router_forwards=1, router_tokens=n_tokens)
+
+
+def _keep_hidden(pieces: Sequence[Piece], hidden: Tensor) -> None:
+    """Write hidden states [1, N, h] to the slots of their tokens: they are copied and moved like keys."""
+    first = 0
+    for piece in pieces:
+        assert piece.row.slab is not None
+        states = hidden[:, None, first : first + piece.end - piece.start]
+        kept, _ = piece.row.slab.layer(HIDDEN, states, states[..., :0])
+        kept[piece.row.slot, 0, piece.start : piece.end] = states[0, 0]
+        first += piece.end - piece.start
+
+
+def mean_hidden(row: RoutedRow) -> Tensor:
+    """[h] float32: the kept hidden states' mean over the content's tokens."""
+    assert row.slab is not None
+    states, _ = row.slab.kept(HIDDEN)
+    return states[row.slot, 0, : row.n_content].float().mean(0)
+
+
+def observe(
+    bank: Bank, router: Observed, prompts: Sequence[Prompt], *, limits: InferenceLimits | None = None
+) -> list[Tensor]:
+    """What a router would be given of each content: [h] or [labels], float32, on the CPU.
+
+    router: only its attributes are read, so that one that is yet to be trained will do.
+    """
+    limits = limits or current_limits()
+    found: list[Tensor] = []
+    with measuring(bank.model), slots_attached(bank.model), adapters_attached(bank.linears):
+        reader = Reader(bank, limits.chunk_for(bank.model.device))
+        room = cache_positions(bank.model, limits)
+        longest = max((len(prompt.tokens) for prompt in prompts), default=0) + len(router.suffix)
+        at_once = max(1, min(limits.max_rows, room // max(1, longest)))
+        for first in range(0, len(prompts), at_once):
+            rows = [
+                content_row(i, prompt, cache_length=len(prompt.tokens) + len(router.suffix))
+                for i, prompt in enumerate(prompts[first : first + at_once])
+            ]
+            give_slots(rows)
+            if router.kind != "early":
+                reader.read(rows, hidden_after=router.layer if router.kind == "features" else None)
+            # Out of inference mode: these go on into training.
+            found += [value.cpu() for value, _ in reader.observe(router, rows)]
+    return [value.clone() for value in found]
