@@ -54,6 +54,8 @@ class World(Protocol):
     """Tasks with their answers, split by a hash of the input."""
 
     name: str
+    reads_tasks: bool
+    """Whether `read` tells a well-formed task from another text; where not, any new line counts as one."""
 
     @property
     def types(self) -> tuple[str, ...]:

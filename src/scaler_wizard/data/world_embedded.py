@@ -36,6 +36,7 @@ class EmbeddedWorld:
     """
 
     name = "embedded"
+    reads_tasks = True
 
     def __init__(self, types: Sequence[str] = (), levels: Sequence[int] = (1, 2, 3)) -> None:
         self._types = tuple(types) or LETTER_TASKS
@@ -90,8 +91,8 @@ class EmbeddedWorld:
         )  # fmt: skip
 
     def is_held_out(self, task: Task) -> bool:
-        """Whether the input is among the fifth that is held out."""
-        return is_held_out_text(task.input)
+        """Whether the input is among the fifth that is held out; never where there is no input."""
+        return bool(task.input) and is_held_out_text(task.input)
 
 
 @cache

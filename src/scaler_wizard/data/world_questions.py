@@ -123,9 +123,9 @@ def made_task(
     """Whether a reply is a well-formed task of a type, and a new one."""
     text = first_answer(reply)
     task = world.read(text)
-    if task is None:
+    if not text or (world.reads_tasks and task is None):
         return Checked(False, "not a task")
-    if task.type != kind:
+    if task is not None and task.type != kind:
         return Checked(False, f"a task of type {task.type}")
     if text in known:
         return Checked(False, "a task that it was taught on")

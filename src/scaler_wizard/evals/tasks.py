@@ -7,7 +7,6 @@ wording, and exact match would measure luck.
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from scaler_wizard.data.answers import normalise
 from scaler_wizard.data.formats import Conversation
 from scaler_wizard.data.generators.example import Example
 from scaler_wizard.errors import EmptyDataError
@@ -46,12 +46,6 @@ class TaskRow:
         if self.verify is not None:
             return self.verify(answer)
         return normalise(answer) == normalise(self.reference)
-
-
-def normalise(text: str) -> str:
-    """NFKC, case folded, white space collapsed, without surrounding quotes or a full stop."""
-    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return folded.strip("\"'`").rstrip(".").strip()
 
 
 def row_from_example(example: Example, form: Literal["document", "instruction", "question"]) -> TaskRow:

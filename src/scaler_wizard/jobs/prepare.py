@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scaler_wizard.data.sample import DataSample, check_held_out, sample_data, sample_file
+from scaler_wizard.data.worlds import open_world
 from scaler_wizard.errors import SpecError
 from scaler_wizard.jobs.history import run_records
 from scaler_wizard.planning.bootstrap import make_bootstrap_plan
@@ -182,6 +183,7 @@ def _plan_experts(job: ExpertsJob, given: Given) -> tuple[None, Plan]:
 
 
 def _plan_bootstrap(job: BootstrapJob, given: Given) -> tuple[None, Plan]:
+    open_world(job)  # a file that cannot be used is refused before anything is queued
     return None, make_bootstrap_plan(job, given.machine, given.facts, learned=given.learned)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from scaler_wizard.data.worlds import open_world
 from scaler_wizard.models.hashing import weights_sha256
 from scaler_wizard.planning.plan import Plan
 from scaler_wizard.recipes.bootstrap_assess import assess
@@ -23,7 +24,6 @@ from scaler_wizard.recipes.bootstrap_result import bootstrap_result, export_last
 from scaler_wizard.recipes.bootstrap_session import MODEL_DIR, StageSession
 from scaler_wizard.recipes.bootstrap_stage import MOST_ATTEMPTS, Effort, Stage, phase_name
 from scaler_wizard.recipes.bootstrap_teach import STAGES
-from scaler_wizard.recipes.bootstrap_world import open_world
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.runs.phase import GateRequest, Metrics, Phase
 from scaler_wizard.specs.bootstrap import BootstrapJob
@@ -42,7 +42,7 @@ class BootstrapRecipe:
         self.job = job
         self.plan = plan
         self.run_dir = run_dir
-        self.lab = Lab(job, plan, run_dir, open_world(job.world, job.sampling.examples))
+        self.lab = Lab(job, plan, run_dir, open_world(job))
         self.stages: tuple[Stage, ...] = (*STAGES, ConstitutionStage())[: job.stages.last]
         self.partial: Checkpoint | None = None
 

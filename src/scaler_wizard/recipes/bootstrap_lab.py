@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from scaler_wizard.data.chat import prepare_chat_template
 from scaler_wizard.data.records import read_records
 from scaler_wizard.data.rows import Row
 from scaler_wizard.data.token_rows import TokenRow, TokenRows
@@ -114,12 +113,10 @@ class Lab:
 
     def turn(self, text: str) -> tuple[int, ...]:
         """Token ids of one user turn, ready to be answered."""
-        prepare_chat_template(self.session.tokenizer)
         return tuple(encode_prompt(self.session.tokenizer, [{"role": "user", "content": text}]))
 
     def turn_opening(self, text: str) -> tuple[int, ...]:
         """Token ids of a user turn that is only begun: the model goes on as the one who asks."""
-        prepare_chat_template(self.session.tokenizer)
         messages = [{"role": "user", "content": text}]
         whole = self.session.tokenizer.apply_chat_template(messages, tokenize=False)
         return tuple(text_ids(self.session.tokenizer, whole[: whole.rindex(text) + len(text)]))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from scaler_wizard.data.chat import use_question_template
 from scaler_wizard.models.adapter_fold import base_of
 from scaler_wizard.models.export import write_model, write_tokenizer
 from scaler_wizard.models.merge import merge_adapter
@@ -28,6 +29,7 @@ class StageSession(ModelSession):
 
     def __init__(self, job: BootstrapJob, plan: Plan, stage: Checkpoint | None = None) -> None:
         super().__init__(job, plan, base=None if stage is None else stage.path / MODEL_DIR)
+        use_question_template(self.tokenizer)
         self.origin = plan.model_digest if stage is None else _digest(stage)
         """Names the weights as they were loaded."""
         self.merged = True

@@ -88,29 +88,42 @@ def make_tasks(lab: Lab, context: PhaseContext, batch: Batch) -> list[MadeRow]:
     """New tasks of a type: stage 2 goes on from the first words of an instruction, then answers it."""
     openings = [opening_of(task.explicit) for task in batch.tasks]
     asks = [
-        Ask(task.id, lab.turn_opening(opening), lab.job.sampling.max_new_tokens, samples=1, greedy=False)
+        Ask(
+            task.id,
+            lab.turn_opening(opening),
+            lab.job.sampling.max_new_tokens,
+            samples=1,
+            greedy=False,
+            temperature=lab.job.sampling.temperature,
+        )
         for task, opening in zip(batch.tasks, openings, strict=True)
     ]
-    found = [row[0] for row in lab.answers(context, batch.where, f"{batch.name}-tasks", asks)]
+    found = [row[0] for row in lab.answers(context, batch.where, f"{batch.name}-tasks", asks, lines=True)]
     texts = [first_answer(opening + item.text) for opening, item in zip(openings, found, strict=True)]
     prompts = [(task.id, lab.turn(text)) for task, text in zip(batch.tasks, texts, strict=True)]
     agreed = agreed_answers(lab, context, batch.where, f"{batch.name}-own-answers", prompts)
     rows = []
     for task, text, item, own in zip(batch.tasks, texts, found, agreed, strict=True):
-        read = lab.world.read(text)
+        read = lab.world.read(text) or unread(task.type, text)
+        right = lab.world.read(text) is not None and read.type == task.type
         wording = batch.rng("wording", task.id).randrange(1 << 16)
         row = MadeRow(
             task.id, "make", task.type, ask_to_make(task.type, wording), text, item.text, item.ended,
-            own.agreement, own.confidence, right=read is not None and read.type == task.type,
+            own.agreement, own.confidence, right=right if lab.world.reads_tasks else None,
         )  # fmt: skip
         if not item.ended:
             row = row.rejected("token limit")
         if own.reason:
             row = row.rejected(f"its own answer: {own.reason}")
-        if read is not None and lab.world.is_held_out(read):
+        if lab.world.is_held_out(read):
             row = row.rejected(HELD_OUT)
         rows.append(row)
     return _once(rows)
+
+
+def unread(kind: str, text: str) -> Task:
+    """A task that the world cannot read: nothing of it is known but its text."""
+    return Task(kind, "", "", text)
 
 
 def opening_of(instruction: str) -> str:
@@ -158,7 +171,7 @@ def drafts(lab: Lab, context: PhaseContext, batch: Batch) -> list[Drafted]:
     for seed_task, item in zip(batch.tasks, made, strict=True):
         text = first_answer(item.text)
         if item.ended and text and text not in tasks:
-            tasks[text] = lab.world.read(text) or Task(seed_task.type, text, "", text)
+            tasks[text] = lab.world.read(text) or unread(seed_task.type, text)
     found = list(tasks.values())
     own = agreed_answers(
         lab,

@@ -37,8 +37,8 @@ from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.runs.phase import Metrics
 from scaler_wizard.specs.bootstrap import StageSection
 
-PROMPTS_TOO = 0.25
-"""Share of the rows of stages 1 and 2 that train on the question, too: stage 3 is asked to go on with one."""
+PROMPTS_TOO = 0.5
+"""Share of the instructions that are trained on as well: the model of stage 2 is to go on as who asks."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class TeachStage:
 
 STAGES = (
     TeachStage(1, "explicit", "explicit instructions", make_explicit, PROMPTS_TOO),
-    TeachStage(2, "implicit", "implicit instructions", make_implicit, PROMPTS_TOO),
+    TeachStage(2, "implicit", "implicit instructions", make_implicit),
     TeachStage(3, "make", "making tasks", make_tasks),
     TeachStage(4, "evaluate", "judging answers", make_judgements),
     TeachStage(5, "revise", "mending answers", make_revisions),
@@ -201,7 +201,7 @@ def replay_rows(lab: Lab, number: int) -> list[TokenRow]:
     rows: list[TokenRow] = list(lab.text_rows(lab.base_texts()))
     for earlier in range(1, number):
         if lab.has_passed(earlier):
-            rows += lab.rows(stage_pairs(lab, earlier))
+            rows += lab.rows(stage_pairs(lab, earlier), prompts_too=STAGES[earlier - 1].prompts_too)
     return rows
 
 
