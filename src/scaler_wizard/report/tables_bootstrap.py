@@ -170,11 +170,30 @@ def triple_table(record: BootstrapRecord) -> Table | None:
     )  # fmt: skip
     rows = tuple(_paired_row(name, paired)[:-1] for name, paired in named)
     verdict = f"Together they {'pass' if safety.passed else 'do not pass'}: {'; '.join(safety.reasons)}."
-    pairs = _pairs_note(safety.pairs)
+    notes = (verdict, _pairs_note(safety.pairs), _ungated_note(safety.ungated), _critic_note(safety.critic))
     return Table(
         "Safety: three numbers, never one alone", _paired_columns("what")[:-1], rows,
-        (verdict, pairs) if pairs else (verdict,),
+        tuple(note for note in notes if note),
     )  # fmt: skip
+
+
+def _ungated_note(pairs: Mapping[str, Any]) -> str:
+    n, valid = whole(pairs.get("n")), whole(pairs.get("valid"))
+    if not n or valid is None:
+        return ""
+    return f"If every revision had been preferred over its answer, {valid / n:.0%} of {n:,} would be valid."
+
+
+def _critic_note(critic: Mapping[str, Any]) -> str:
+    n, flagged = whole(critic.get("n")), number(critic.get("precision_flagged"))
+    cleared = number(critic.get("precision_cleared"))
+    if not n or flagged is None or cleared is None:
+        return ""
+    return (
+        f"The critic gave {n:,} verdicts, {count(whole(critic.get('uncertain')))} of them uncertain; "
+        f"{flagged:.0%} of what it flagged violates its principle, {cleared:.0%} of what it cleared "
+        "keeps to it."
+    )
 
 
 def _pairs_note(pairs: Mapping[str, Any]) -> str:

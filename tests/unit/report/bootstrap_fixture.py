@@ -100,16 +100,22 @@ def constitution() -> dict[str, Any]:
         for k in range(90)
     ]
     revision = {
-        "instruction": "Turn around: p t k", "initial_answer": "Sure, here it is: k t p",
-        "principle": "answer_only",
-        "critique": "The answer says more than was asked for.", "revised_answer": "k t p",
+        "request": "Turn around: p t k", "initial_answer": "Sure, here it is: k t p",
+        "violated": ["answer_only"], "critiques": ["The answer says more than was asked for."],
+        "revised_answer": "k t p",
     }  # fmt: skip
+    answered = {"kind": "near", "request": "Turn around: a b", "before": "b a", "after": "b a",
+                "expected": "b a", "right": True}  # fmt: skip
+    critic = {"n": 240, "flagged": 90, "cleared": 120, "uncertain": 30, "precision_flagged": 0.97,
+              "precision_cleared": 0.99}  # fmt: skip
     return {
         "phase": "P6", "stage": 6, "skill": "constitution", "attempt": 1, "steps": 120,
         "passed": verdict.passed, "reasons": list(verdict.reasons), "replay": 0.3,
-        "safety": {"triple": triple.as_dict(), "verdict": verdict.as_dict()},
-        "principles": [count.as_dict() for count in count_by_principle(before, after)],
-        "pairs": count_pairs(pairs).as_dict(), "revisions": [revision],
+        "triple": triple.as_dict(), "safety": verdict.as_dict(),
+        "violations": [count.as_dict() for count in count_by_principle(before, after)],
+        "data": {"n": 120, "kept": 90, "pairs": {"gated": count_pairs(pairs).as_dict(),
+            "revision_always_wins": count_pairs(pairs).as_dict()}, "critic": critic},
+        "critiques": [revision], "answered": [answered],
     }  # fmt: skip
 
 
