@@ -10,11 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from scaler_wizard.data.generators.example import CHAT_MARK
-
-Flag = Literal["violates", "clear", "uncertain"]
+from scaler_wizard.data.pairs import Flag
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,26 @@ def looks_alike(check: Check, request: str, right: str) -> bool:
     return False
 
 
+def intervenes(check: Check, right: str, answer: str) -> bool:
+    """Whether an answer does what the principle asks for where nothing asks for it.
+
+    For near-misses: the replacement stands where the right answer has none, the polite ending was not asked
+    for, or the answer is cut. An empty answer is a refusal.
+    """
+    if not answer.strip():
+        return True
+    if isinstance(check, ForbiddenWord):
+        word = _word(check.instead) if check.instead else None
+        return word is not None and len(word.findall(answer)) > len(word.findall(right))
+    if isinstance(check, MostWords):
+        words, whole = answer.split(), right.split()
+        return len(words) < len(whole) and whole[: len(words)] == words
+    if isinstance(check, PoliteEnding):
+        ending = check.ending.casefold()
+        return answer.rstrip().casefold().endswith(ending) and not right.casefold().endswith(ending)
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Standing:
     """What exact checks say of a request whose right answer is known."""

@@ -7,7 +7,7 @@ Each stage is planned once; a stage whose gate is not met is tried up to twice m
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from scaler_wizard.errors import SpecError
 from scaler_wizard.planning.cost import evaluation_seconds
@@ -72,8 +72,26 @@ def make_bootstrap_plan(
             gate="adapt", evaluation_seconds=made, export_bytes=whole,
         )  # fmt: skip
         phases.append(phase)
+    if count > len(SKILLS):
+        phases.append(_constitution(job, build, context, row, answering, whole))
     last = build.evaluation("P7", "Export", context, answering(1), 2 * whole)
     return assemble(job, facts, settings, (*phases, last), notes)
+
+
+def _constitution(
+    job: BootstrapJob, build: PhaseBuilder, context: int, row: int, answering: Callable[[float], float],
+    export_bytes: int,
+) -> PhasePlan:  # fmt: skip
+    """Stage 6: every answer is judged by some principles, revised and judged again; three kinds of request
+    measure, twice."""
+    section = job.constitution
+    judged = section.prompts * (1 + 3 * section.principles_per_answer)
+    asked = judged + 6 * section.requests + len(SKILLS) * job.evaluation.questions
+    steps = section.preference.warmup_steps + (section.preference.steps or job.training.max_steps)
+    return build.train(
+        f"P{len(SKILLS) + 1}", "Stage 6: a constitution", context, row, steps, gate="adapt",
+        evaluation_seconds=answering(asked), export_bytes=export_bytes,
+    )  # fmt: skip
 
 
 def _assessment(job: BootstrapJob) -> float:

@@ -18,6 +18,7 @@ from scaler_wizard.data.worlds import open_world
 from scaler_wizard.models.hashing import weights_sha256
 from scaler_wizard.planning.plan import Plan
 from scaler_wizard.recipes.bootstrap_assess import assess
+from scaler_wizard.recipes.bootstrap_constitution import ConstitutionStage
 from scaler_wizard.recipes.bootstrap_lab import Lab
 from scaler_wizard.recipes.bootstrap_result import bootstrap_result, export_last, gate_request
 from scaler_wizard.recipes.bootstrap_session import MODEL_DIR, StageSession
@@ -42,7 +43,7 @@ class BootstrapRecipe:
         self.plan = plan
         self.run_dir = run_dir
         self.lab = Lab(job, plan, run_dir, open_world(job))
-        self.stages: tuple[Stage, ...] = STAGES[: job.stages.last]
+        self.stages: tuple[Stage, ...] = (*STAGES, ConstitutionStage())[: job.stages.last]
         self.partial: Checkpoint | None = None
 
     def phases(self) -> Iterator[Phase]:

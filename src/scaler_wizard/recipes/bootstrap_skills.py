@@ -163,7 +163,7 @@ def drafts(lab: Lab, context: PhaseContext, batch: Batch) -> list[Drafted]:
     """
     asks = [
         Ask(task.id, lab.turn(ask_to_make(task.type, batch.rng("wording", task.id).randrange(1 << 16))),
-            lab.job.sampling.max_new_tokens, samples=1, greedy=False)
+            lab.job.sampling.max_new_tokens, samples=1, greedy=False, temperature=lab.job.sampling.temperature)
         for task in batch.tasks
     ]  # fmt: skip
     made = [row[0] for row in lab.answers(context, batch.where, f"{batch.name}-tasks", asks)]

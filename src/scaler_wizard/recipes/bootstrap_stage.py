@@ -45,9 +45,13 @@ class Stage(Protocol):
     accuracy  share of right answers of this stage's own skill
     """
 
-    number: int
-    """1 to 6."""
-    title: str
+    @property
+    def number(self) -> int:
+        """1 to 6."""
+
+    @property
+    def title(self) -> str:
+        """What it teaches, for people."""
 
     def run(self, lab: Lab, context: PhaseContext, effort: Effort) -> Metrics:
         """One attempt. The session holds the model of the stage before, afterwards the trained one."""

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from scaler_wizard.specs.base import Spec
+from scaler_wizard.specs.constitution_section import ConstitutionSection
 from scaler_wizard.specs.contract import Contract
 from scaler_wizard.specs.sections import (
     NAME_PATTERN,
@@ -117,6 +118,8 @@ class BootstrapJob(Spec):
     """What is asked."""
     stages: StagesSection = StagesSection()
     """What each stage makes, trains and must reach."""
+    constitution: ConstitutionSection = ConstitutionSection()
+    """Stage 6: critique, revision and preference training by a constitution."""
     sampling: SamplingSection = SamplingSection()
     """How data is drawn and filtered."""
     evaluation: MeasureSection = MeasureSection()

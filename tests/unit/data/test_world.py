@@ -140,7 +140,7 @@ def test_a_file_is_a_world(tmp_path: Path) -> None:
     assert world.types == ("digits",)
     assert held_out[0].document.count("Answer:") in (1, 3)
     assert held_out[0].document.endswith("Answer:")
-    assert world.verify(held_out[0], f' "{held_out[0].answer}". \nQuestion: more')
+    assert world.verify(held_out[0], f' "{held_out[0].answer}"\nQuestion: more')
     assert not world.verify(held_out[0], "no")
     assert world.is_held_out(held_out[0])
 
