@@ -62,8 +62,8 @@ def test_tasks_are_the_generators_and_split_by_input() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["Reverse a b c", "Reverse: a", "Reverse: A B C", "Fly: a b c", "Remove x: a b c", "Append a: a b c",
-             "Replace a with b: a b c", "", ": a b c", "Reverse: a b c = c b a", "Sort: " + "a " * 11],
+    "text", ["Reverse a b c", "Reverse: a", "Reverse: A B C", "Fly: a b c", "Remove x: a b c",
+             "Append a: a b c", "Replace a with b: a b c", "", ": a b c", "Reverse: a b c = c b a", "Sort: " + "a " * 11],
 )  # fmt: skip
 def test_what_is_no_task_is_not_read(text: str) -> None:
     assert WORLD.read(text) is None
@@ -154,7 +154,8 @@ def test_a_file_that_leaks_its_evaluation_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("row", "words"),
-    [({"prompt": "x"}, "unknown key"), ({"answer": "x"}, "no instruction"), ({"instruction": 3}, "not a text"),
+    [({"prompt": "x"}, "unknown key"), ({"answer": "x"}, "no instruction"),
+     ({"instruction": 3}, "not a text"),
      ({"instruction": "x", "split": "test"}, "expected train or held_out"),
      ({"instruction": "x", "answer": "a\nb"}, "several lines")],
 )  # fmt: skip
