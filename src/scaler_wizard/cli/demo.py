@@ -1,4 +1,4 @@
-"""`scaler demo grow|continual`: the whole job on the embedded model, offline, answered by itself."""
+"""`scaler demo NAME`: the whole job on the embedded model, offline, answered by itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import uuid
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -40,25 +40,7 @@ def grow(
     """Grow the embedded model from 128 to 512 tokens of context and teach it instructions."""
     console = Console()
     space = new_workspace(workspace or Path("demo-workspace"))
-    text = files("scaler_wizard.assets").joinpath("demo_grow.yaml").read_text(encoding="utf-8")
-    value = parse_yaml(text, "demo_grow.yaml")
-    value["training"]["seed"] = seed
-    job = parse_job(value, Path.cwd())
-    console.print(
-        "This demo signs its own contract and answers its own gates, and says so where it does.",
-        highlight=False,
-    )
-    job = sign(
-        job,
-        f"{getpass.getuser()} (demo)",
-        default_scope(job),
-        DEFAULT_ROLLBACK_PLAN,
-        datetime.now(UTC),
-        str(uuid.uuid4()),
-    )
-    prepared = prepare(job, space)
-    print_plan(console, prepared)
-    outcome = host_run(space, console, job=job, plan=prepared.plan)
+    outcome = _host(space, console, "demo_grow.yaml", seed)
     if outcome["status"] == "completed":
         rehearse(space, console, str(outcome["run"]))
     finish(space, console, outcome, json=json)
@@ -77,6 +59,44 @@ def continual(
     print_story(console, report)
     if json:
         print_json(report)
+
+
+@app.command()
+def bootstrap(
+    workspace: WorkspaceOption = None,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    full: Annotated[
+        bool, typer.Option("--full", help="All tasks and the gates as they are meant; about an hour.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """The embedded base model teaches itself to follow instructions, then a constitution, in six stages."""
+    console = Console()
+    space = new_workspace(workspace or Path("demo-bootstrap"))
+    asset = "demo_bootstrap_full.yaml" if full else "demo_bootstrap.yaml"
+    finish(space, console, _host(space, console, asset, seed), json=json)
+
+
+def _host(space: Workspace, console: Console, asset: str, seed: int) -> dict[str, Any]:
+    """Sign and run a job that ships with the package; the run as the host then shows it."""
+    value = parse_yaml(files("scaler_wizard.assets").joinpath(asset).read_text(encoding="utf-8"), asset)
+    value["training"]["seed"] = seed
+    job = parse_job(value, Path.cwd())
+    console.print(
+        "This demo signs its own contract and answers its own gates, and says so where it does.",
+        highlight=False,
+    )
+    job = sign(
+        job,
+        f"{getpass.getuser()} (demo)",
+        default_scope(job),
+        DEFAULT_ROLLBACK_PLAN,
+        datetime.now(UTC),
+        str(uuid.uuid4()),
+    )
+    prepared = prepare(job, space)
+    print_plan(console, prepared)
+    return host_run(space, console, job=job, plan=prepared.plan)
 
 
 def rehearse(space: Workspace, console: Console, run: str) -> None:

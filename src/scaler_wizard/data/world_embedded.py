@@ -23,6 +23,7 @@ from scaler_wizard.data.world import Split, Task
 EDITS: Final = ("replace", "remove", "append")
 LETTER_TASKS: Final = (*TRANSFORMS, *EDITS)
 """The types that this world can have: all are one line of letters in and one out."""
+MOST_LETTERS = 10
 _DRAWS_FOR_OPENINGS = 60
 _INSTRUCTION = re.compile(r"(?P<opening>[^:\n]{1,60}): (?P<letters>[a-z](?: [a-z])*)")
 
@@ -73,8 +74,8 @@ class EmbeddedWorld:
     def read(self, text: str) -> Task | None:
         """The task that an instruction states, with its answer; None where it is not well formed.
 
-        Well formed: an opening of one of the types, distinct letters, and letters to edit that occur (or, to
-        be added, do not occur) among them.
+        Well formed: an opening of one of the types, 2 to 10 letters, and letters to edit that occur (to be
+        added, do not occur) among them.
         """
         found = _INSTRUCTION.fullmatch(text.strip())
         if found is None:
@@ -84,7 +85,7 @@ class EmbeddedWorld:
         named = [word for word in words if word in LETTERS]
         shape = " ".join("_" if word in LETTERS else word for word in words)
         kind = _openings().get(shape)
-        if kind not in self._types or len(set(letters)) != len(letters) or len(letters) < 2:
+        if kind not in self._types or not 2 <= len(letters) <= MOST_LETTERS:
             return None
         return _read_sequence(kind, letters, text) if kind in TRANSFORMS else _read_edit(
             kind, letters, named, text

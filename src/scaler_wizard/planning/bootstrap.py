@@ -95,6 +95,6 @@ def _constitution(
 
 
 def _assessment(job: BootstrapJob) -> float:
-    """Answers of stage 0: every skill asked in the template, and 200 of each in three plain ways."""
+    """Answers of stage 0: every skill asked in the template, and 120 of each in three plain ways."""
     questions = job.evaluation.questions
-    return (len(SKILLS) + 1) * questions + 3 * len(SKILLS) * min(questions, 200) + job.sampling.base_texts
+    return (len(SKILLS) + 1) * questions + 3 * len(SKILLS) * min(questions, 120) + job.sampling.base_texts

@@ -21,8 +21,8 @@ from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.runs.phase import Metrics
 
 WHERE = "stage0"
-GAP_QUESTIONS = 200
-"""Of each skill and way: the interval of 0 of 200 ends at 0.019."""
+GAP_QUESTIONS = 120
+"""Of each skill and way: the interval of 0 of 120 ends at 0.031."""
 LEAST_GAP_QUESTIONS = 20
 BASE_TEXT_TOKENS = 96
 ELICITED = "Question: {}\nAnswer:"

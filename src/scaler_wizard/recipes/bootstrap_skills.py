@@ -159,11 +159,12 @@ class Drafted:
 def drafts(lab: Lab, context: PhaseContext, batch: Batch) -> list[Drafted]:
     """Tasks that the model makes and answers, each with a draft that its own answer contradicts.
 
-    A task that the world cannot read has no input to damage and is left out; its answers are the model's.
+    Where the model's samples all agree, the draft is its answer damaged by a rule.
     """
+    section = lab.job.sampling
     asks = [
         Ask(task.id, lab.turn(ask_to_make(task.type, batch.rng("wording", task.id).randrange(1 << 16))),
-            lab.job.sampling.max_new_tokens, samples=1, greedy=False)
+            section.max_new_tokens, samples=1, greedy=False, temperature=section.temperature)
         for task in batch.tasks
     ]  # fmt: skip
     made = [row[0] for row in lab.answers(context, batch.where, f"{batch.name}-tasks", asks)]

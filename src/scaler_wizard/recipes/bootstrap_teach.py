@@ -50,6 +50,8 @@ class TeachStage:
     title: str
     make: Maker
     prompts_too: float = 0.0
+    near_duplicates: float = GenerationLimits().near_duplicates
+    """Share of kept rows that may nearly repeat another; exact repetitions never pass."""
 
     def section(self, lab: Lab) -> StageSection:
         """The job's settings of this stage."""
@@ -107,7 +109,8 @@ class TeachStage:
              for question in lab.all_questions[skill] for prompt in question.prompts], near=False,
         )  # fmt: skip
         limits = GenerationLimits(
-            own_tokens=tuple(token for token in lab.session.tokenizer.all_special_tokens if token.strip())
+            near_duplicates=self.near_duplicates,
+            own_tokens=tuple(token for token in lab.session.tokenizer.all_special_tokens if token.strip()),
         )
         pilot = pilot_size(len(tasks))
         made = self.make(lab, context, Batch(where, "pilot", tasks[:pilot], seed))
@@ -179,9 +182,10 @@ class TeachStage:
 STAGES = (
     TeachStage(1, "explicit", "explicit instructions", make_explicit, PROMPTS_TOO),
     TeachStage(2, "implicit", "implicit instructions", make_implicit),
-    TeachStage(3, "make", "making tasks", make_tasks),
-    TeachStage(4, "evaluate", "judging answers", make_judgements),
-    TeachStage(5, "revise", "mending answers", make_revisions),
+    # A request for a task is the same every time, and a task is judged and mended twice: with another draft.
+    TeachStage(3, "make", "making tasks", make_tasks, near_duplicates=1.0),
+    TeachStage(4, "evaluate", "judging answers", make_judgements, near_duplicates=1.0),
+    TeachStage(5, "revise", "mending answers", make_revisions, near_duplicates=1.0),
 )
 
 
