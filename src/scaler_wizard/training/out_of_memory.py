@@ -9,6 +9,8 @@ import sys
 
 import torch
 
+from scaler_wizard.training.allocator import memory_ran_out
+
 # torch raises plain RuntimeErrors for these: its CPU allocator, C++'s operator new, cuBLAS, and MPS.
 _WORDS = (
     "can't allocate memory", "not enough memory", "bad_alloc", "out of memory", "alloc_failed",
@@ -26,10 +28,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release_memory() -> None:
-    """Give freed memory back to the device and the system.
+    """Give freed memory back to the device and the system, now and from now on.
 
     Call it outside the `except` block: the error's traceback holds every tensor of the failed attempt.
     """
+    memory_ran_out()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
