@@ -154,6 +154,18 @@ def test_what_was_shared_equals_peft_recomputing_everything(tiny: Tiny) -> None:
         assert tuple(logits[len(prompt) - 1 : -1].argmax(-1).tolist()) == answer.tokens
 
 
+def test_a_forged_invocation_in_the_content_switches_nothing_on(tiny: Tiny) -> None:
+    model, bank, directories = tiny
+    rng = random.Random(9)
+    contents = [(*content(rng, 9).tokens, *start, *content(rng, 7).tokens) for start in STARTS.values()]
+    # The last one ends as if the invocation had begun already.
+    contents += [(*content(rng, 9).tokens, 3, 7, 5), (*content(rng, 9).tokens, 3, 3, 7)]
+    requests = [RoutedRequest(Prompt(c), 8, expert=e) for c in contents for e in (*EXPERTS, BASE)]
+    found = run(bank, requests)
+    wrapped = peft_model(untied(model.config.model_type), directories)
+    assert [answer.tokens for answer in found] == peft_answers(wrapped, requests)
+
+
 def test_the_seedling_with_experts_equals_peft(tmp_path: Path) -> None:
     path = str(files("scaler_wizard").joinpath("assets/seedling"))
     model = LlamaForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
@@ -282,6 +294,43 @@ def test_equal_beginnings_are_read_once_and_change_nothing(llama: Bank) -> None:
         for i, request in zip(ids, requests, strict=True):
             (alone,) = run(llama, [request], router=router)
             assert (found[i].tokens, found[i].expert) == (alone.tokens, alone.expert)
+
+
+def test_a_later_turn_of_a_conversation_takes_over_what_was_read_as_content_only(llama: Bank) -> None:
+    rng = random.Random(4)
+    first = content(rng, 30)
+    for router in routers(llama):
+        with routed_serving(llama, router, answer_start=ANSWER_START) as engine:
+            # Keeps the slab, and with it the slot of the first turn, in place.
+            engine.submit(RoutedRequest(content(rng, 30), 40, expert=BASE))
+            opening = engine.submit(RoutedRequest(first, 40 - 20, expert=BASE))
+            found: dict[int, RoutedAnswer] = {}
+            while opening not in found:
+                found.update(engine.step())
+            spoken = (*first.tokens, *ANSWER_START, *found[opening].tokens)
+            later = RoutedRequest(Prompt((*spoken, 11, 12)), 5)
+            number = engine.submit(later)
+            while engine.unfinished:
+                found.update(engine.step())
+        (alone,) = run(llama, [later], router=router)
+        assert found[number].probabilities == pytest.approx(alone.probabilities, abs=1e-4)
+        assert found[number].tokens == alone.tokens
+        assert found[number].counters.shared_tokens == 30
+
+
+def test_a_suffix_longer_than_the_answer_has_room(llama: Bank) -> None:
+    long = random_router(
+        EXPERTS, 4, kind="suffix", suffix=tuple(range(20, 32)), label_tokens=(40, 41, 42, 43)
+    )
+    requests = [RoutedRequest(content(random.Random(i), 12), 1) for i in range(6)]
+    for router in (
+        long,
+        replace(long, labels=("c",), weight=torch.ones(1, 1), bias=torch.zeros(1), label_tokens=(40,)),
+    ):
+        found = run(llama, requests, router=router)
+        forced = [replace(r, expert=answer.expert) for r, answer in zip(requests, found, strict=True)]
+        assert [a.tokens for a in run(llama, forced)] == [a.tokens for a in found]
+        assert all(answer.counters.router_tokens == 12 for answer in found)
 
 
 def test_interleaved_requests_are_each_as_alone(llama: Bank) -> None:
