@@ -98,7 +98,8 @@ def attach_lora(
     """LoRA (Hu et al. 2021): W x + (alpha / rank) B A x, B zero at first; alpha / sqrt(rank) with rsLoRA.
 
     Adapter weights are float32 whatever the base is. "all-linear" is every linear layer but the LM
-    head, "attention" those of `ATTENTION_LINEARS`; the base is frozen.
+    head, "attention" those of `ATTENTION_LINEARS`; names are the last part of a layer's, or
+    the whole; the base is frozen.
 
     With `alora_invocation_tokens` it is an activated LoRA (arXiv:2504.12397): it acts from those tokens on,
     and everything before is the base's. Rows say where that is (`data.activation`), forward passes are told
@@ -186,7 +187,8 @@ def _targets(model: Any, wanted: TargetModules) -> str | list[str]:
         if module is not head and _is_linear(module)
     }
     names = sorted(ATTENTION_LINEARS & present) if wanted == "attention" else sorted(set(wanted))
-    unknown = sorted(set(names) - present)
+    whole = {name for name, module in model.named_modules() if module is not head and _is_linear(module)}
+    unknown = sorted(set(names) - present - whole)
     if unknown or not names:
         raise IncompatibleModelError(
             f"target_modules {', '.join(unknown) or wanted!r} in a {model.config.model_type} model",

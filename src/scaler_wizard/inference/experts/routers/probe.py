@@ -1,0 +1,91 @@
+"""A linear probe on the mean hidden state of the content: routing at no cost, where words decide.
+
+Multinomial logistic regression on standardised features, by L-BFGS in float64: no step size, no seed, the
+same result every time. Layer and ridge are those with the lowest validation loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scaler_wizard.inference.experts.bank import Bank
+from scaler_wizard.inference.experts.forward import decoder_layers
+from scaler_wizard.inference.experts.reading import observe
+from scaler_wizard.inference.experts.routers.rows import RouterRow
+from scaler_wizard.inference.experts.routers.trained import TrainedRouter
+from scaler_wizard.inference.experts.routers.training import CpuClock, Look, RouterTraining
+
+RIDGES: Final = (1e-4, 1e-3, 1e-2)
+MAX_ITERATIONS: Final = 100
+
+
+def train_probe(
+    bank: Bank,
+    labels: Sequence[str],
+    rows: Sequence[RouterRow],
+    val: Sequence[RouterRow],
+    *,
+    layers: Sequence[int] | None = None,
+) -> RouterTraining:
+    """Fit a probe on training rows and choose its layer and ridge on validation rows.
+
+    layers: candidates; a quarter, half, three quarters and all of the decoder when None.
+    """
+    clock = CpuClock()
+    truth, val_truth = (torch.tensor([row.label for row in part]) for part in (rows, val))
+    looks: list[Look] = []
+    fits: list[tuple[TrainedRouter, Tensor, float]] = []
+    for layer in layers or candidate_layers(len(decoder_layers(bank.model))):
+        seen = TrainedRouter(tuple(labels), "features", torch.empty(0), torch.empty(0), layer=layer)
+        x, val_x = (torch.stack(observe(bank, seen, [row.prompt for row in part])) for part in (rows, val))
+        for ridge in RIDGES:
+            weight, bias = fit_linear(x, truth, len(labels), ridge)
+            router = TrainedRouter(tuple(labels), "features", weight, bias, layer=layer)
+            logits = router.logits(val_x)
+            looks.append(Look(layer, *nll_and_accuracy(logits, val_truth)))
+            fits.append((router, logits, ridge))
+    best = min(range(len(fits)), key=lambda i: looks[i].nll)
+    router, logits, ridge = fits[best]
+    details: dict[str, Any] = {"ridge": ridge, "val_nll": looks[best].nll}
+    return RouterTraining(router, logits, 0, tuple(looks), clock.seconds, details)
+
+
+def candidate_layers(n_layers: int) -> tuple[int, ...]:
+    """A quarter, half, three quarters and all of the layers."""
+    return tuple(sorted({math.ceil(n_layers * quarter / 4) for quarter in (1, 2, 3, 4)}))
+
+
+def fit_linear(x: Tensor, truth: Tensor, n_labels: int, ridge: float) -> tuple[Tensor, Tensor]:
+    """W [labels, h] and b [labels], float32, for features x [n, h] as they are.
+
+    Minimises mean cross-entropy + ridge / 2 |W|^2 over standardised features.
+    """
+    x = x.double()
+    mean, scale = x.mean(0), x.std(0).clamp_min(1e-6)
+    z = (x - mean) / scale
+    weight = torch.zeros(n_labels, x.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(n_labels, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weight, bias], max_iter=MAX_ITERATIONS, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = F.cross_entropy(z @ weight.T + bias, truth) + 0.5 * ridge * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        folded = weight / scale
+        return folded.float(), (bias - folded @ mean).float()
+
+
+def nll_and_accuracy(logits: Tensor, truth: Tensor) -> tuple[float, float]:
+    """Mean negative log-likelihood, and the share of rows whose first label is right."""
+    right = (logits.argmax(1) == truth).double().mean()
+    return float(F.cross_entropy(logits, truth)), float(right)

@@ -1,0 +1,82 @@
+"""A router's training rows as steps of the training loop: contents, a suffix behind them, the right label."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scaler_wizard.data.batches import IGNORED, MicroBatch, Step
+from scaler_wizard.inference.experts.prompt import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class RouterRow:
+    """One content and the place of its expert among the router's labels."""
+
+    prompt: Prompt
+    label: int
+
+
+@dataclass(frozen=True, slots=True)
+class RouterBatch(MicroBatch):
+    """A packed forward pass over contents; its targets are labels, one a segment, and no tokens."""
+
+    prompts: tuple[Prompt, ...] = ()
+    targets: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    """Labels [segments], int64."""
+
+
+def router_batch(rows: Sequence[RouterRow], suffix: Sequence[int]) -> RouterBatch:
+    """Rows packed one after the other, each with the suffix behind it; an adapter is active on the suffix."""
+    parts = [(*row.prompt.tokens, *suffix) for row in rows]
+    lengths = tuple(len(part) for part in parts)
+    # A visual token's id is negative: it stands for its image and has no embedding.
+    ids = torch.tensor([token for part in parts for token in part]).clamp_min(0)
+    bounds = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    active = torch.cat([torch.arange(length) >= length - len(suffix) for length in lengths])
+    return RouterBatch(
+        input_ids=ids[None], position_ids=positions[None], labels=torch.full_like(ids, IGNORED)[None],
+        segment_lengths=lengths, cu_seqlens=bounds, n_labels=len(rows),
+        active=active[None] if suffix else None,
+        prompts=tuple(row.prompt for row in rows), targets=torch.tensor([row.label for row in rows]),
+    )  # fmt: skip
+
+
+class RouterSteps:
+    """The steps of a router's training, by number: every row once an epoch, each epoch in its own order."""
+
+    def __init__(
+        self, rows: Sequence[RouterRow], suffix: Sequence[int], *, batch_rows: int, step_rows: int, seed: int
+    ) -> None:
+        self._rows, self._suffix, self._seed = tuple(rows), tuple(suffix), seed
+        self._batch_rows, self._step_rows = batch_rows, min(step_rows, len(self._rows))
+
+    def step(self, index: int) -> Step:
+        """The micro-batches of step `index` (from 0)."""
+        first = index * self._step_rows
+        chosen = [self._row(number) for number in range(first, first + self._step_rows)]
+        return Step(tuple(router_batch(part, self._suffix) for part in batched(chosen, self._batch_rows)))
+
+    def _row(self, number: int) -> RouterRow:
+        epoch, at = divmod(number, len(self._rows))
+        return self._rows[self._order(epoch)[at]]
+
+    def _order(self, epoch: int) -> list[int]:
+        digest = hashlib.blake2b(f"{self._seed}/router/{epoch}".encode(), digest_size=4).digest()
+        # RandomState, not Generator: its streams are frozen (NEP 19).
+        order: list[int] = (
+            np.random.RandomState(int.from_bytes(digest, "big")).permutation(len(self._rows)).tolist()
+        )
+        return order
+
+
+def batched(rows: Sequence[RouterRow], size: int) -> list[Sequence[RouterRow]]:
+    """Pieces of `size` rows, the last perhaps shorter."""
+    return [rows[first : first + size] for first in range(0, len(rows), size)]

@@ -1,0 +1,163 @@
+"""Routers: trained on the tiny base, read by the engine as they were trained, kept as checked files."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scaler_wizard.errors import ModelError, ScalerError
+from scaler_wizard.inference.experts.bank import Bank
+from scaler_wizard.inference.experts.prompt import Prompt
+from scaler_wizard.inference.experts.routers import (
+    RouterRow,
+    RouterTokens,
+    RouterTraining,
+    TrainedRouter,
+    load_router,
+    logits_of,
+    save_router,
+    train_early_router,
+    train_probe,
+    train_suffix_router,
+)
+from scaler_wizard.inference.experts.routers.rows import RouterSteps
+from scaler_wizard.models.hashing import state_hash
+from scaler_wizard.models.tiny import tiny_model
+from scaler_wizard.planning.router import suggest_router
+
+LABELS = ("left", "right", "up")
+TOKENS = RouterTokens((7, 8, 9, 7), (20, 21, 22))
+
+
+def rows(n: int, seed: int) -> list[RouterRow]:
+    """Each label has tokens of its own."""
+    rng = random.Random(seed)
+    found = []
+    for number in range(n):
+        label = number % len(LABELS)
+        tokens = [rng.randrange(30 + 10 * label, 36 + 10 * label) for _ in range(rng.randint(4, 9))]
+        found.append(RouterRow(Prompt(tuple(tokens)), label))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def bank() -> Bank:
+    return Bank(tiny_model().eval())
+
+
+def trained(kind: str, bank: Bank, directory: Path, seed: int = 0) -> RouterTraining:
+    train, val = rows(90, 1), rows(30, 2)
+    if kind == "features":
+        return train_probe(bank, LABELS, train, val)
+    settings = suggest_router(90, parameters=1, learning_rate=2e-2, max_steps=30)
+    if kind == "early":
+        return train_early_router(
+            bank, LABELS, train, val, settings=settings, directory=directory, layer=1, seed=seed
+        )
+    return train_suffix_router(
+        bank, LABELS, train, val, tokens=TOKENS, settings=settings, directory=directory, seed=seed
+    )
+
+
+@pytest.mark.parametrize("kind", ["features", "suffix", "early"])
+def test_a_router_learns_and_the_engine_reads_what_it_was_trained_on(
+    kind: str, bank: Bank, tmp_path: Path
+) -> None:
+    before = state_hash(bank.model.state_dict())
+    found = trained(kind, bank, tmp_path)
+    val = rows(30, 2)
+    assert sum(found.right(val)) >= 29
+    assert state_hash(bank.model.state_dict()) == before, "the base is as it was"
+    torch.testing.assert_close(logits_of(bank, found.router, val), found.val_logits)
+    # The training's own forward pass saw the same: its best look is the loss of the engine's readings.
+    nll = float(torch.nn.functional.cross_entropy(found.val_logits, torch.tensor([r.label for r in val])))
+    assert min(look.nll for look in found.looks) == pytest.approx(nll, abs=1e-4)
+    json.dumps(found.as_dict())
+
+
+@pytest.mark.parametrize("kind", ["suffix", "early"])
+def test_equal_seeds_give_equal_routers_and_other_seeds_do_not(kind: str, bank: Bank, tmp_path: Path) -> None:
+    logits = [trained(kind, bank, tmp_path / str(n), seed).val_logits for n, seed in enumerate((0, 0, 1))]
+    assert torch.equal(logits[0], logits[1])
+    assert not torch.equal(logits[0], logits[2])
+
+
+@pytest.mark.parametrize("kind", ["features", "suffix", "early"])
+def test_saved_and_read_back_it_decides_the_same(kind: str, bank: Bank, tmp_path: Path) -> None:
+    router = trained(kind, bank, tmp_path).router
+    save_router(router, tmp_path)
+    again = load_router(tmp_path, Bank(tiny_model().eval()))
+    assert (again.labels, again.kind, again.layer, again.adapter, again.suffix, again.label_tokens) == (
+        router.labels, router.kind, router.layer, router.adapter, router.suffix, router.label_tokens
+    )  # fmt: skip
+    values = torch.randn(router.weight.shape[1])
+    assert again.decide(values) == router.decide(values)
+    assert sum(again.decide(values).probabilities) == pytest.approx(1.0)
+
+
+def test_the_temperature_flattens_and_never_reorders() -> None:
+    router = TrainedRouter(LABELS, "features", torch.eye(3), torch.zeros(3))
+    hot = TrainedRouter(LABELS, "features", torch.eye(3), torch.zeros(3), temperature=4.0)
+    values = torch.tensor([0.0, 2.0, 1.0])
+    sharp, flat = router.decide(values).probabilities, hot.decide(values).probabilities
+    assert sharp[1] > flat[1] > flat[2] > flat[0] > sharp[0]
+
+
+def test_every_row_is_taken_once_an_epoch_in_an_order_of_the_epochs_own() -> None:
+    held = rows(10, 3)
+    steps = RouterSteps(held, TOKENS.suffix, batch_rows=2, step_rows=5, seed=0)
+    taken: list[list[Prompt]] = []
+    for epoch in range(2):
+        batches = [m for index in (0, 1) for m in steps.step(2 * epoch + index).micro_batches]
+        taken.append([prompt for batch in batches for prompt in batch.prompts])  # type: ignore[attr-defined]
+    assert [{prompt.tokens for prompt in epoch} for epoch in taken] == [{r.prompt.tokens for r in held}] * 2
+    assert taken[0] != taken[1]
+    assert [m.n_labels for m in steps.step(0).micro_batches] == [2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("format", 2), ("kind", "oracle"), ("kind", ["suffix"]), ("labels", ["left", "left", "up"]),
+        ("labels", "left"), ("labels", ["left"]), ("layer", 0), ("layer", True), ("layer", 10**9),
+        ("suffix", [-1]),
+        ("suffix", [7] * 65), ("suffix", []), ("label_tokens", [20, 20, 22]), ("label_tokens", [20]),
+        ("adapter", None), ("adapter", "../../etc"), ("temperature", 0), ("temperature", float("nan")),
+        ("temperature", "1"), ("threshold", -0.1), ("threshold", 1.5), ("adapter", "0" * 64),
+    ],
+)  # fmt: skip
+def test_hostile_fields_are_refused(key: str, value: object, bank: Bank, tmp_path: Path) -> None:
+    save_router(trained("suffix", bank, tmp_path).router, tmp_path)
+    path = tmp_path / "router.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(ScalerError):
+        load_router(tmp_path, bank)
+
+
+def test_hostile_weights_are_refused(bank: Bank, tmp_path: Path) -> None:
+    router = trained("features", bank, tmp_path).router
+    for weight, bias in (
+        (router.weight[:2], router.bias),
+        (router.weight, router.bias[:2]),
+        (router.weight * float("nan"), router.bias),
+        (router.weight[0], router.bias),
+    ):
+        save_router(TrainedRouter(LABELS, "features", weight, bias, layer=1), tmp_path)
+        with pytest.raises(ModelError, match="does not fit"):
+            load_router(tmp_path, bank)
+    (tmp_path / "router.safetensors").write_bytes(b"\x80\x04pickle")
+    with pytest.raises(ModelError, match="cannot be read"):
+        load_router(tmp_path, bank)
