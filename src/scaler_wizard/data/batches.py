@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from scaler_wizard.data.token_rows import TokenRow
+from scaler_wizard.data.visual_tokens import VisualTokens
 from scaler_wizard.errors import EmptyDataError
 
 IGNORED = -100
@@ -43,6 +44,8 @@ class MicroBatch:
     """Targets, counted after the shift."""
     active: Tensor | None = None
     """On which tokens an activated adapter acts [1, T], bool; None where no row invokes one."""
+    visual: VisualTokens | None = None
+    """Pictures among the tokens, whose positions count instead of `position_ids`; None without any."""
 
     @property
     def n_tokens(self) -> int:
@@ -53,7 +56,7 @@ class MicroBatch:
         """The same micro-batch on a device."""
         moved = {
             name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("input_ids", "position_ids", "labels", "cu_seqlens", "active")
+            for name in ("input_ids", "position_ids", "labels", "cu_seqlens", "active", "visual")
             if getattr(self, name) is not None
         }
         return dataclasses.replace(self, **moved)
@@ -113,6 +116,10 @@ def _active_tokens(rows: Sequence[TokenRow]) -> Tensor | None:
         for row in rows
     ]
     return torch.from_numpy(np.concatenate(marks))[None]
+
+
+Collate = Callable[[Iterable[TokenRow]], MicroBatch]
+"""Rows to one forward pass."""
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -184,6 +191,7 @@ class Batches:
         seed: decides the order of the rows in each epoch.
         text_rows: plain text replayed so that old skills stay.
         replay_fraction: share of the step's tokens that is taken from `text_rows`, where there are any.
+        collate: makes a forward pass of rows; a `PictureCollate` where rows have pictures.
         packed: False gives every row its own forward pass (for prefix tuning, which cannot be packed).
 
     Raises:
@@ -201,6 +209,7 @@ class Batches:
         text_rows: Sequence[TokenRow] = (),
         replay_fraction: float = 0.0,
         packed: bool = True,
+        collate: Collate = collate,
     ) -> None:
         assert 0 <= replay_fraction < 1, replay_fraction
         self._rows = _Stream(rows, seed, "rows")
@@ -217,7 +226,7 @@ class Batches:
         # No step may come up empty, so a step holds at least the longest row.
         self._row_tokens = max(round(batch_tokens * (1 - share)), self._rows.longest)
         self._text_tokens = round(self._row_tokens * share / (1 - share))
-        self._packed = packed
+        self._packed, self._collate = packed, collate
         self.micro_batch_tokens = max(micro_batch_tokens, longest)
         self.batch_tokens = self._row_tokens + self._text_tokens
 
@@ -256,4 +265,4 @@ class Batches:
             bins = pack([len(row.ids) for row in rows], self.micro_batch_tokens)
         else:
             bins = [[at] for at in range(len(rows))]
-        return Step(tuple(collate(rows[at] for at in members) for members in bins))
+        return Step(tuple(self._collate(rows[at] for at in members) for members in bins))

@@ -26,6 +26,7 @@ from scaler_wizard.models.adapter_io import (
     save_adapter,
     wrap,
 )
+from scaler_wizard.models.vision import is_vision_model
 
 __all__ = [
     "ATTENTION_LINEARS",
@@ -177,15 +178,22 @@ def _refuse_wrapped(model: Any) -> None:
 
 
 def _targets(model: Any, wanted: TargetModules) -> str | list[str]:
-    """PEFT's target_modules: names that occur in the model, or its own "all-linear"."""
-    if wanted == "all-linear":
+    """PEFT's target_modules: names that occur in the model, or its own "all-linear".
+
+    Of a vision-language model those of the decoder alone: with its tower as it is, a picture is encoded once
+    for all adapters.
+    """
+    sees = is_vision_model(model)
+    if wanted == "all-linear" and not sees:
         return "all-linear"
     head = model.get_output_embeddings()
     present = {
         name.rpartition(".")[2]
-        for name, module in model.named_modules()
+        for name, module in (model.get_decoder() if sees else model).named_modules()
         if module is not head and _is_linear(module)
     }
+    if wanted == "all-linear":
+        return sorted(present)
     names = sorted(ATTENTION_LINEARS & present) if wanted == "attention" else sorted(set(wanted))
     whole = {name for name, module in model.named_modules() if module is not head and _is_linear(module)}
     unknown = sorted(set(names) - present - whole)

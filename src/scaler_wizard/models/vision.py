@@ -97,6 +97,11 @@ class ImageEncoder:
         self.encodes = 0
         """Images that went through the vision tower so far."""
 
+    @property
+    def config(self) -> Any:
+        """The model's configuration."""
+        return self._model.config
+
     @torch.no_grad()
     def encode(self, image: CheckedImage) -> ImageFeatures:
         """Features of an image, from the cache where it has them."""

@@ -136,13 +136,16 @@ def supports_varlen(config: Any) -> bool:
 def packed_attention(model: Any) -> Iterator[str]:
     """Switch a transformers model to attention that respects packed segments, and back at the end.
 
+    The decoder alone is switched: pictures are encoded before, by a tower with attention of its own.
+
     Yields the name used: "scaler_varlen", or "eager", where transformers builds a block-diagonal 4-D mask
     from the restarting position ids (slow; for models that `supports_varlen` excludes).
     """
-    before = model.config._attn_implementation
-    name = NAME if supports_varlen(model.config) else "eager"
-    model.set_attn_implementation(name)
+    decoder = model.get_decoder()
+    before = decoder.config._attn_implementation
+    name = NAME if supports_varlen(decoder.config) else "eager"
+    decoder.set_attn_implementation(name)
     try:
         yield name
     finally:
-        model.set_attn_implementation(before)
+        decoder.set_attn_implementation(before)

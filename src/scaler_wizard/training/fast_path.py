@@ -25,10 +25,12 @@ from scaler_wizard.training.fused import GELU, GELU_TANH, SILU, Activation, gate
 from scaler_wizard.training.lora_linear import LoraWeights, lora_linear
 
 MLPS = frozenset({
-    "LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "GemmaMLP", "Gemma2MLP", "Gemma3MLP",
+    "LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "Qwen3VLTextMLP", "GemmaMLP", "Gemma2MLP", "Gemma3MLP",
 })  # fmt: skip
 # weight * round(x / rms(x)), and Gemma's round(x / rms(x) * (1 + weight)).
-_NORMS = frozenset({"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "Phi3RMSNorm"})
+_NORMS = frozenset({
+    "LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "Qwen3VLTextRMSNorm", "Phi3RMSNorm",
+})  # fmt: skip
 _UNIT_OFFSET_NORMS = frozenset({"GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm"})
 # FSDP2 has a layer's weights only while that layer's own call lasts; what is kept from before is a shard.
 _SHARDED = "weights divided among processes"

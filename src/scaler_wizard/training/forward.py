@@ -46,13 +46,24 @@ def hidden_states(model: Any, micro: MicroBatch) -> Tensor:
         return _prompted_hidden_states(model, base, micro)
     with _activation(model, micro):
         output = base.get_decoder()(
-            input_ids=micro.input_ids,
-            position_ids=micro.position_ids,
-            use_cache=False,
-            segment_lengths=micro.segment_lengths,
+            **_inputs(base, micro), use_cache=False, segment_lengths=micro.segment_lengths
         )
     hidden: Tensor = output.last_hidden_state
     return hidden
+
+
+def _inputs(base: Any, micro: MicroBatch) -> dict[str, Any]:
+    """What the decoder reads: token ids, or where there are pictures the embeddings with these in place."""
+    if micro.visual is None:
+        return {"input_ids": micro.input_ids, "position_ids": micro.position_ids}
+    seen = micro.visual
+    embeds = base.get_input_embeddings()(micro.input_ids)
+    return {
+        "inputs_embeds": embeds.masked_scatter(seen.mask[..., None], seen.embeds.to(embeds.dtype)),
+        "position_ids": seen.positions,
+        "visual_pos_masks": seen.mask,
+        "deepstack_visual_embeds": list(seen.deepstack),
+    }
 
 
 def _activation(model: Any, micro: MicroBatch) -> AbstractContextManager[None]:

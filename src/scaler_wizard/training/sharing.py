@@ -70,4 +70,5 @@ def _part(micro: MicroBatch, first: int, last: int) -> MicroBatch:
         cu_seqlens=bounds - bounds[0],
         n_labels=int((labels[:, 1:] != IGNORED).sum()),
         active=None if micro.active is None else micro.active[:, tokens],
+        visual=None if micro.visual is None else micro.visual.part(tokens),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,15 +74,23 @@ def _embedded_logits(model: Any, packed: PackedTokens, step: SlotStep, kept: int
         before = int(span.prompt.visual[: span.start].sum())
         there = slice(before, before + int(visual[0, place].sum()))
         levels.append(tuple(level[there] for level in span.prompt.deepstack))
-    options: dict[str, Any] = {"position_ids": positions[0]}
-    if is_vision_model(model):
-        joined = [torch.cat(level) for level in zip(*levels, strict=True)]
-        options = {"position_ids": positions, "visual_pos_masks": visual, "deepstack_visual_embeds": joined}
-    # The decoder itself: the whole model would put its own mask of visual tokens, and take no deepstack.
-    hidden = model.get_decoder()(inputs_embeds=embeds, use_cache=False, slots=step, **options)
+    if not is_vision_model(model):
+        # A text model's positions have one axis: time.
+        output = model(
+            inputs_embeds=embeds, position_ids=positions[0], use_cache=False, logits_to_keep=kept, slots=step
+        )
+        return cast(Tensor, output.logits[0])
+    # The decoder itself: the whole model would look for pixels, and takes no deepstack.
+    hidden = model.get_decoder()(
+        inputs_embeds=embeds,
+        position_ids=positions,
+        visual_pos_masks=visual,
+        deepstack_visual_embeds=[torch.cat(level) for level in zip(*levels, strict=True)],
+        use_cache=False,
+        slots=step,
+    ).last_hidden_state[0]
     chosen = kept if isinstance(kept, Tensor) else slice(-kept, None) if kept else slice(None)
-    logits: Tensor = model.get_output_embeddings()(hidden.last_hidden_state[0, chosen])
-    return logits
+    return cast(Tensor, model.get_output_embeddings()(hidden[chosen]))
 
 
 class _EnoughError(Exception):
