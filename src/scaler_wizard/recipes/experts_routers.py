@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from safetensors.torch import load_file
@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from scaler_wizard.data.images import read_image
 from scaler_wizard.data.routing import RoutingRow, RoutingSet
 from scaler_wizard.data.routing_split import SPLITS
-from scaler_wizard.evals.calibration import choose_router, fit_temperature
+from scaler_wizard.evals.calibration import choose_threshold, fit_temperature, softmax
+from scaler_wizard.evals.router_choice import choose_router
 from scaler_wizard.inference.experts.prompt import Prompt
 from scaler_wizard.inference.experts.routers import (
     RouterRow,
@@ -41,6 +42,10 @@ from scaler_wizard.specs.experts import FAST_STEPS, ExpertsJob, LadderStep
 from scaler_wizard.store.registry import content_hash
 from scaler_wizard.store.rundir import RunDir
 
+COSTS: Final[tuple[LadderStep, ...]] = ("probe", "alora", "early")
+"""The ladder's steps, the cheapest first."""
+ANSWERED_RIGHT: Final = 0.99
+"""Share of the routed val rows that must be right: below the confidence where that begins, it abstains."""
 SEED_SHARE = 0.9
 CONTENTS = "contents.safetensors"
 
@@ -115,16 +120,16 @@ def train_routers(
     """{ladder: [one record a kind], chosen: the best one's, seeds: [folder of each seed's router]}."""
     folder = run_dir.path / "routers"
     trainer = _Trainer(context, job, served, rows, folder, longest)
-    ladder = [trainer.once(step, 0) for step in job.router.ladder]
-    chosen = ladder[choose_router([found["right"] for found in ladder])]
-    context.note(
-        f"chosen: {chosen['step']}, {chosen['val_accuracy']:.4f} of {len(trainer.val):,} val rows; "
-        + ", ".join(f"{found['step']} {found['val_accuracy']:.4f}" for found in ladder if found is not chosen)
-    )
+    steps = [step for step in COSTS if step in job.router.ladder]
+    ladder = [trainer.once(step, 0) for step in steps]
+    choice = choose_router([found["right"] for found in ladder], steps)
+    chosen = ladder[choice.index]
+    context.note(f"router: {choice.reason}")
     seeds = [chosen, *(trainer.once(chosen["step"], seed) for seed in range(1, job.evaluation.seeds))]
     for found in (*ladder, *seeds):
         found.pop("right", None)
-    return {"ladder": ladder, "chosen": chosen, "seeds": [found["folder"] for found in seeds]}
+    return {"ladder": ladder, "chosen": chosen, "choice": choice.as_dict(),
+            "seeds": [found["folder"] for found in seeds]}  # fmt: skip
 
 
 class _Trainer:
@@ -159,16 +164,20 @@ class _Trainer:
         rows = self.train if seed == 0 else _drawn(self.train, seed)
         trained = self._trained(step, rows, place, seed)
         truths = [row.label for row in self.val]
-        temperature = fit_temperature(trained.val_logits.tolist(), truths)
-        threshold = self.job.router.threshold
-        router = replace(trained.router, temperature=temperature, threshold=threshold or 0.0)
+        right, logits = trained.right(self.val), trained.val_logits.tolist()
+        temperature = fit_temperature(logits, truths)
+        confidence = [max(softmax(row, temperature)) for row in logits]
+        abstaining = choose_threshold(confidence, right, ANSWERED_RIGHT)
+        given = self.job.router.threshold
+        threshold = abstaining.threshold if given is None else given
+        router = replace(trained.router, temperature=temperature, threshold=threshold)
         save_router(router, place)
-        right = trained.right(self.val)
         self.context.note(f"router {step}, seed {seed}: {sum(right)} of {len(right)} val rows")
         return {
             "step": step, "seed": seed, "folder": str(place), "sha256": content_hash(place),
             "val_accuracy": sum(right) / len(right), "val_rows": len(right), "right": list(right),
-            **trained.as_dict(), "temperature": temperature, "threshold": router.threshold,
+            **trained.as_dict(), "temperature": temperature, "threshold": threshold,
+            "threshold_reason": abstaining.reason if given is None else "set in the job",
         }  # fmt: skip
 
     def _trained(self, step: LadderStep, rows: Sequence[RouterRow], place: Path, seed: int) -> RouterTraining:
