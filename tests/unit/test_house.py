@@ -28,11 +28,11 @@ SOURCE = ROOT / "src" / "scaler_wizard"
 PACKAGE = SOURCE.name
 # Downward: a room imports only rooms after it.
 ORDER = (
-    "cli", "jobs", "recipes", "runs", "evals", "inference", "training", "losses", "models", "data",
+    "cli", "jobs", "serving", "recipes", "runs", "evals", "inference", "training", "losses", "models", "data",
     "report", "safety", "planning", "store", "specs", "errors",
 )  # fmt: skip
 LIBRARY = {"runner", "assets"}  # top level: runner.py is the library's door, assets holds files only
-UPPER_HALF = ("cli", "jobs", "report", "safety", "planning", "store", "specs", "errors")
+UPPER_HALF = ("cli", "jobs", "serving", "report", "safety", "planning", "store", "specs", "errors")
 HEAVY = {"torch", "transformers", "peft", "trl", "accelerate"}
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("plan", "Show phases, memory, time and a sample of the data; loads no weights."),
     "sign": ("sign", "Sign the contract of a job file."),
     "run": ("run", "Run a signed job; gates are asked here or answered from another terminal."),
+    "experts": ("experts", "Many LoRA experts behind one router: make, measure, promote, serve."),
     "daemon": ("daemon", "A model that keeps learning from an inbox: init, sign, start, stop."),
     "status": ("status", "How the workspace stands: daemon, queue, the run at work, alerts."),
     "queue": ("queue", "What waits, and in which order."),

@@ -23,7 +23,7 @@ from scaler_wizard.store.names import contained
 
 MAX_IMAGE_BYTES = 64 << 20
 MAX_SOURCE_ROWS = 1_000_000
-_DIFFICULTY = (1, 2, 3)
+_LEVELS = (1, 2, 3, 4, 5, 6)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class RoutingSource:
     """Name of the adapter that answers these rows."""
     path: Path | None = None
     generator: str | None = None
-    levels: tuple[int, ...] = _DIFFICULTY
+    levels: tuple[int, ...] = _LEVELS
     image_root: Path | None = None
     """Folder that the `image` of a row is relative to; the file's own folder when None."""
     limit: int | None = None

@@ -121,6 +121,8 @@ def _make(
     if partial is not None:
         session.load(partial.path)
         session.continue_training(training, partial.path)
+    # Another adapter's losses say nothing about this one's.
+    context.breaker.reset()
     losses: list[float] = []
     steps = session.run(context, training, after_step=lambda result: losses.append(result.loss))
     folder = run_dir.path / "adapters" / one.name

@@ -167,9 +167,12 @@ def _parse(folder: Path, value: Any) -> Bundle:
     prompt = value.get("system_prompt")
     if prompt is not None and (not isinstance(prompt, str) or len(prompt) > 65_536):
         raise _UnusableError("system_prompt is not a text")
+    extra = value.get("extra") or {}
+    if not isinstance(extra, dict):
+        raise _UnusableError("extra is not an object")
     return Bundle(
         folder, base, _hash(value.get("base_sha256"), "base_sha256"), experts, together,
-        _hash(value.get("router_sha256"), "router_sha256"), fallback, tokens, prompt, value.get("extra") or {},
+        _hash(value.get("router_sha256"), "router_sha256"), fallback, tokens, prompt, extra,
     )  # fmt: skip
 
 
