@@ -77,7 +77,7 @@ def test_an_instruct_model_given_as_base_is_warned_of_and_not_trained(
     harness: ModuleType, taught: tuple[RunDir, dict[str, Any]], tmp_path: Path
 ) -> None:
     """The result of a bootstrap follows instructions in its chat template: no base, and no gap."""
-    run, before = taught
+    _, before = taught
     value = harness.bootstrap_value(
         model={"base_model": before["export"]["merged"]},
         stages={"last": 1, "explicit": {"share": 0.5}, "implicit": {"share": 0.5}},
@@ -94,7 +94,7 @@ def test_a_chain_without_replay_is_blocked(harness: ModuleType, tmp_path: Path) 
     value = harness.bootstrap_value(
         stages={"implicit": forgetful, "more_replay": 0.0}, sampling={"base_texts": 8}
     )
-    run, result = run_to_its_end(harness, tmp_path, value)
+    _, result = run_to_its_end(harness, tmp_path, value)
     assert result["passed"] == [1]
     tries = [stage for stage in result["stages"] if stage["stage"] == 2]
     assert all(stage["decision"]["forgotten"] == ["explicit"] for stage in tries)
