@@ -81,9 +81,18 @@ def requests_for(model: Any, prefix: int = 0) -> list[Request]:
     return requests
 
 
-def settings(n_new: int) -> GenerationConfig:
-    """Greedy, always to the full length."""
-    return GenerationConfig(max_new_tokens=n_new, do_sample=False, eos_token_id=None, pad_token_id=0)
+def settings(n_new: int, stop_ids: frozenset[int] = frozenset()) -> GenerationConfig:
+    """Greedy, to a stop token, or to the full length where there is none."""
+    return GenerationConfig(
+        max_new_tokens=n_new, do_sample=False, eos_token_id=sorted(stop_ids) or None, pad_token_id=0
+    )
+
+
+def answer(request: Request, tokens: Sequence[int]) -> list[int]:
+    """What of generated tokens is the answer: up to its length or to its first stop token."""
+    wanted = list(tokens[: request.max_new_tokens])
+    ends = [at for at, token in enumerate(wanted) if token in request.stop_ids]
+    return wanted[: ends[0]] if ends else wanted
 
 
 def ours(model: Any, requests: Sequence[Request]) -> list[list[int]]:
@@ -96,9 +105,9 @@ def one_by_one(model: Any, requests: Sequence[Request]) -> list[list[int]]:
     results = []
     for request in requests:
         tokens = torch.tensor([request.prompt])
-        config = settings(request.max_new_tokens)
+        config = settings(request.max_new_tokens, request.stop_ids)
         output = model.generate(tokens, attention_mask=torch.ones_like(tokens), generation_config=config)
-        results.append(output[0, tokens.shape[1] :].tolist())
+        results.append(answer(request, output[0, tokens.shape[1] :].tolist()))
     return results
 
 
@@ -116,9 +125,10 @@ def padded(model: Any, requests: Sequence[Request]) -> list[list[int]]:
             tokens[row, width - len(prompt) :] = torch.tensor(prompt)
             mask[row, width - len(prompt) :] = 1
         longest = max(requests[i].max_new_tokens for i in batch)
-        output = model.generate(tokens, attention_mask=mask, generation_config=settings(longest))
+        config = settings(longest, requests[batch[0]].stop_ids)
+        output = model.generate(tokens, attention_mask=mask, generation_config=config)
         for row, i in enumerate(batch):
-            results[i] = output[row, width : width + requests[i].max_new_tokens].tolist()
+            results[i] = answer(requests[i], output[row, width:].tolist())
     return results
 
 
@@ -130,20 +140,20 @@ def continuous(model: Any, requests: Sequence[Request]) -> list[list[int]]:
         num_blocks=256, max_batch_tokens=1024, page_size=128, use_cuda_graph=False, auto_switch_to_flash=False
     )
     try:
-        for n_new in ANSWER_LENGTHS:
+        for n_new in sorted({request.max_new_tokens for request in requests}):
             chosen = [i for i, request in enumerate(requests) if request.max_new_tokens == n_new]
             found = model.generate_batch(
                 [list(requests[i].prompt) for i in chosen],
-                generation_config=settings(n_new),
+                generation_config=settings(n_new, requests[chosen[0]].stop_ids),
                 continuous_batching_config=options,
                 warmup=False,
             )
-            answers = list(found.values())
-            if len(answers) != len(chosen) or any(answer.error for answer in answers):
-                error = next((answer.error for answer in answers if answer.error), "nothing came back")
+            replies = list(found.values())
+            if len(replies) != len(chosen) or any(reply.error for reply in replies):
+                error = next((reply.error for reply in replies if reply.error), "nothing came back")
                 raise RuntimeError(str(error))
-            for i, answer in zip(chosen, answers, strict=True):
-                results[i] = list(answer.generated_tokens)
+            for i, reply in zip(chosen, replies, strict=True):
+                results[i] = answer(requests[i], list(reply.generated_tokens))
     finally:
         model.set_attn_implementation(before)
     return results
@@ -165,10 +175,15 @@ def count_ties(
     for request, right, got in zip(requests, expected, found, strict=True):
         if right == got:
             continue
-        at = next(i for i, (a, b) in enumerate(zip(right, got, strict=True)) if a != b)
+        # Where one is the beginning of the other, they differ in its stop token.
+        stop = [min(request.stop_ids)] if request.stop_ids else []
+        pairs = zip(right + stop, got + stop, strict=False)
+        at, tokens = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([[*request.prompt, *right[:at]]])).logits[0, -1]
-        gap = float(abs(logits[right[at]] - logits[got[at]]))
+        stops = sorted(request.stop_ids)
+        first, second = (logits[stops].max() if token in stops else logits[token] for token in tokens)
+        gap = float(abs(first - second))
         assert gap < TIE, f"token {at} of a prompt of {len(request.prompt)} differs, logits {gap} apart"
         ties += 1
     return ties

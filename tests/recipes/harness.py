@@ -301,3 +301,34 @@ def write_texts(path: Path, texts: int = 80, seed: int = 3) -> Path:
     lines = (" ".join(filler_line(rng).strip() for _ in range(60)) for _ in range(texts))
     path.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def bootstrap_value(**changes: Any) -> dict[str, Any]:
+    """A bootstrap of seconds in which the seedling really learns two tasks: 10 s of CPU time for two stages.
+
+    `changes` are merged into the sections, and into the stages within them.
+    """
+    stage = {"prompts": 120, "steps": 40, "share": 0.02, "replay": 0.3}
+    value: dict[str, Any] = {
+        "recipe": "bootstrap",
+        "name": "tiny",
+        "model": {"base_model": "seedling", "runtime": "cpu"},
+        "world": {"types": ["copy", "double"], "levels": [1, 2]},
+        "stages": {"last": 2, "explicit": stage, "implicit": stage},
+        "sampling": {
+            "samples": 1, "base_texts": 24, "max_new_tokens": 16, "confidence": 0.3, "agreement": 0.5,
+        },
+        "evaluation": {"questions": 40, "least": 20},
+        "scaling": {"lora": {"rank": 16, "alpha": 32}},
+        "training": {"batch_tokens": 512, "micro_batch_tokens": 512, "learning_rate": 0.005},
+        "safety": {"gates": {"ask": "auto_approve"}, "checkpoint_every_sec": 0.2},
+    }  # fmt: skip
+    for section, fields in changes.items():
+        before = value.get(section)
+        if not isinstance(fields, dict) or not isinstance(before, dict):
+            value[section] = fields
+            continue
+        for key, field in fields.items():
+            inner = before.get(key)
+            before[key] = {**inner, **field} if isinstance(inner, dict) and isinstance(field, dict) else field
+    return value
