@@ -8,6 +8,7 @@ Whatever is not clear is uncertain, and uncertain is not a vote.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -66,24 +67,53 @@ def decide_options(good_first: float, good_second: float, margin: float) -> Opin
     )  # fmt: skip
 
 
-def decide_redo(answer: str, revisions: Sequence[str], most_length_change: float | None = None) -> Opinion:
+def decide_redo(
+    answer: str,
+    revisions: Sequence[str],
+    *,
+    agree: int | None = None,
+    most_length_change: float | None = None,
+) -> Opinion:
     """The verdict of several revisions of one answer.
 
     Args:
-        revisions: texts of the same answer, asked for in different wordings; at least one.
+        revisions: texts of the same answer, asked for in different wordings; at least one. An empty one, or
+            one of another length, is no vote.
+        agree: votes that the same text needs, and no other may have; all revisions when None.
         most_length_change: share by which a revision's words may be more or fewer; any number when None.
     """
     assert revisions, "a judge that asks nothing decides nothing"
+    needed = len(revisions) if agree is None else min(agree, len(revisions))
     texts = [tidy(revision) for revision in revisions]
-    if not all(texts):
-        return Opinion("uncertain", reason="an empty revision")
-    if len(set(texts)) > 1:
-        return Opinion("uncertain", reason="the revisions disagree")
-    if texts[0] == tidy(answer):
-        return Opinion("clear", revised=texts[0])
-    if not fits_length(texts[0], answer, most_length_change):
-        return Opinion("uncertain", reason="a revision of another length")
-    return Opinion("violates", revised=texts[0])
+    votes = Counter(text for text in texts if text and fits_length(text, answer, most_length_change))
+    winners = [text for text, count in votes.items() if count >= needed]
+    if len(winners) != 1:
+        return Opinion("uncertain", reason=_why_not(texts, votes, needed))
+    return Opinion("clear" if winners[0] == tidy(answer) else "violates", revised=winners[0])
+
+
+def _why_not(texts: Sequence[str], votes: Counter[str], needed: int) -> str:
+    if sum(votes.values()) >= needed:
+        return "the revisions disagree"
+    return "a revision of another length" if all(texts) else "an empty revision"
+
+
+def pieces_of(answer: str, words: int | None) -> list[str]:
+    """The answer in pieces of so many words; the whole answer when None. Never empty."""
+    if words is None:
+        return [answer]
+    split = answer.split()
+    return [" ".join(split[at : at + words]) for at in range(0, len(split), words)] or [answer]
+
+
+def joined(opinions: Sequence[Opinion]) -> Opinion:
+    """One opinion of those on an answer's pieces: uncertain where one is, flagged where one is."""
+    unsure = next((opinion for opinion in opinions if opinion.flag == "uncertain"), None)
+    if unsure is not None:
+        return unsure
+    revised = " ".join(opinion.revised or "" for opinion in opinions)
+    flagged = any(opinion.flag == "violates" for opinion in opinions)
+    return Opinion("violates" if flagged else "clear", revised=revised)
 
 
 def fits_length(revised: str, answer: str, most_change: float | None) -> bool:

@@ -6,13 +6,23 @@ replies amount to is decided in `data.critique`, which knows no model.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import nn
 
-from scaler_wizard.data.critique import Item, Opinion, decide_options, decide_redo, fits_length, tidy
+from scaler_wizard.data.critique import (
+    Item,
+    Opinion,
+    decide_options,
+    decide_redo,
+    fits_length,
+    joined,
+    pieces_of,
+    tidy,
+)
 from scaler_wizard.errors import IncompatibleModelError
 from scaler_wizard.inference.generate import generate, stop_token_ids
 from scaler_wizard.inference.requests import Request
@@ -98,17 +108,38 @@ def _ask_each(
 
 
 def _redo(constitution: Constitution, asker: Asker, items: Sequence[Item], key: str) -> list[Opinion]:
-    wordings = [constitution.revisions_of(constitution.principle(item.principle)) for item in items]
-    asked = [
-        _asked(constitution, item, prompt, suffix=f"/{number}")
-        for item, prompts in zip(items, wordings, strict=True)
-        for number, prompt in enumerate(prompts)
-    ]
-    replies = iter(asker.replies(f"{key}-redo", asked) if asked else [])
-    return [
-        decide_redo(item.answer, [next(replies) for _ in prompts], constitution.most_length_change)
-        for item, prompts in zip(items, wordings, strict=True)
-    ]
+    """Every piece of every answer in every wording, each prompt once, however many answers share it."""
+    prompts: dict[str, Asked] = {}
+    wanted: list[list[tuple[str, list[tuple[str, str]]]]] = []
+    for item in items:
+        pieces = []
+        for piece in pieces_of(item.answer, constitution.piece_words):
+            names = []
+            for prompt in constitution.revisions_of(constitution.principle(item.principle)):
+                asked = _asked(constitution, replace(item, answer=piece), prompt)
+                name = hashlib.sha256(f"{asked.form}/{asked.text}".encode()).hexdigest()[:32]
+                prompts.setdefault(name, replace(asked, id=name))
+                names.append((name, prompt.reply_prefix))
+            pieces.append((piece, names))
+        wanted.append(pieces)
+    found = asker.replies(f"{key}-redo", list(prompts.values())) if prompts else []
+    replies = dict(zip(prompts, found, strict=True))
+
+    def decided(piece: str, names: Sequence[tuple[str, str]]) -> Opinion:
+        revisions = [_without(replies[name], prefix) for name, prefix in names]
+        return decide_redo(
+            piece, revisions, agree=constitution.agree, most_length_change=constitution.most_length_change
+        )
+
+    return [joined([decided(piece, names) for piece, names in pieces]) for pieces in wanted]
+
+
+def _without(reply: str, prefix: str) -> str:
+    """The reply after what it had to begin with; nothing where it does not."""
+    text = tidy(reply)
+    if not prefix:
+        return text
+    return text.removeprefix(prefix).strip() if text.startswith(prefix) else ""
 
 
 def _options(constitution: Constitution, asker: Asker, items: Sequence[Item], key: str) -> list[Opinion]:

@@ -69,6 +69,8 @@ class Prompt(Spec):
     """chat: asked as a user's turn; document: continued as text, for what a base model knows."""
     text: Annotated[str, Field(min_length=1, max_length=8000)]
     """The words."""
+    reply_prefix: str = ""
+    """What a reply begins with that is not part of it: words that the prompt put before the answer."""
 
     @field_validator("text")
     @classmethod
@@ -136,6 +138,11 @@ class Constitution(Spec):
     """Least difference of log-probabilities (nats) between the options, in each order, that is a verdict."""
     most_length_change: Annotated[float, Field(gt=0, le=100)] | None = None
     """Share by which a revision's words may be more or fewer than the answer's; any number when empty."""
+    agree: Annotated[int, Field(ge=1, le=100)] | None = None
+    """redo: how many revisions must say the same, where no other is said as often; all of them when empty."""
+    piece_words: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """redo: answers are judged in pieces of so many words, for rules about words and models that lose their
+    way in longer ones; whole when empty."""
     verdict: Prompt | None = None
     """Asks for one of the options; holds {request}, {answer}, {principle}, {a} and {b}."""
     options: tuple[str, str] = ("yes, it keeps to the principle", "no, it does not keep to the principle")
