@@ -163,6 +163,10 @@ class ReferenceMismatchError(ModelError):
     """Preference training whose reference is not the policy before its first step."""
 
 
+class SafetyFilterError(ModelError):
+    """A safety filter that cannot be used or does not answer."""
+
+
 class RunError(ScalerError):
     """A run that does not exist, or is not in a state for what was asked."""
 

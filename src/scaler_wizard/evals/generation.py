@@ -11,6 +11,7 @@ from torch import nn
 
 from scaler_wizard.evals.tokenizing import Tokenizer
 from scaler_wizard.inference.generate import generate, stop_token_ids
+from scaler_wizard.inference.logits import LogitProcessor
 from scaler_wizard.inference.modes import InferenceLimits
 from scaler_wizard.inference.progress import OnProgress, no_progress
 from scaler_wizard.inference.requests import Request
@@ -27,6 +28,7 @@ def generate_batch(
     *,
     temperature: float = 0.0,
     seeds: Sequence[int] | None = None,
+    processor: LogitProcessor | None = None,
     limits: InferenceLimits | None = None,
     on_progress: OnProgress = no_progress,
 ) -> list[list[int]]:
@@ -35,6 +37,7 @@ def generate_batch(
     prompts: texts (encoded with the tokenizer's special tokens) or token ids, none of them empty.
     stop_ids: `stop_token_ids(model, tokenizer)` when None; an empty set never stops early.
     temperature: 0 is greedy; above 0 samples, and `seeds` holds one seed per prompt.
+    processor: changes the logits of every prompt before each choice.
 
     A result shorter than `max_new_tokens` ended by itself. In fp32 greedy equals one prompt at a time.
     """
@@ -43,7 +46,7 @@ def generate_batch(
     stops = stop_token_ids(model, tokenizer) if stop_ids is None else stop_ids
     own_seeds = seeds if seeds is not None else [0] * len(rows)
     requests = [
-        Request(tuple(row), max_new_tokens, stops, temperature, seed)
+        Request(tuple(row), max_new_tokens, stops, temperature, seed, processor)
         for row, seed in zip(rows, own_seeds, strict=True)
     ]
     found = generate(model, requests, limits=limits, on_progress=on_progress)

@@ -23,6 +23,7 @@ from scaler_wizard.evals.generation import generate_batch
 from scaler_wizard.evals.results import Proportion, TaskResult
 from scaler_wizard.evals.settings import ProbeSettings
 from scaler_wizard.evals.tokenizing import Tokenizer
+from scaler_wizard.inference.logits import LogitProcessor
 from scaler_wizard.inference.progress import OnProgress, no_progress
 
 MAX_REFERENCE_CHARACTERS = 64
@@ -82,9 +83,11 @@ def task_probe(
     rows: Sequence[TaskRow],
     settings: ProbeSettings,
     on_progress: OnProgress = no_progress,
+    processor: LogitProcessor | None = None,
 ) -> TaskResult:
     """Share of right answers over at most `settings.task_rows` rows, chosen by the seed.
 
+    processor: the rules of generation that rows in a data profile are answered by.
     chance: 0, an exact answer is not guessed. baseline: always giving the most frequent reference.
 
     Raises EmptyDataError when there is no row.
@@ -99,7 +102,7 @@ def task_probe(
     asked = [rows[index] for index in chosen]
     prompts = [encode_prompt(tokenizer, row.prompt) for row in asked]
     limit = settings.max_answer_tokens
-    ids = generate_batch(model, tokenizer, prompts, limit, on_progress=on_progress)
+    ids = generate_batch(model, tokenizer, prompts, limit, processor=processor, on_progress=on_progress)
     answers = [tokenizer.decode(row, skip_special_tokens=True) for row in ids]
     right = [row.is_right(answer) for row, answer in zip(asked, answers, strict=True)]
     by_task: dict[str, list[bool]] = {}

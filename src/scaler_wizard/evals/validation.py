@@ -18,8 +18,9 @@ from torch import nn
 
 from scaler_wizard.data.dataset import open_rows
 from scaler_wizard.data.formats import Conversation, to_messages
-from scaler_wizard.data.generators import DIFFICULTIES, GENERATORS, Difficulty, sample_example
+from scaler_wizard.data.generators import DIFFICULTIES, EXPERT_SKILLS, GENERATORS, Difficulty, sample_example
 from scaler_wizard.data.profiles import Profile
+from scaler_wizard.data.profiles.emoji_think import EMOJI_THINK
 from scaler_wizard.data.profiles.none import NONE
 from scaler_wizard.data.rows import BadRows
 from scaler_wizard.data.split import row_position
@@ -28,6 +29,7 @@ from scaler_wizard.evals.profiled import in_profile
 from scaler_wizard.evals.settings import ProbeSettings
 from scaler_wizard.evals.tasks import TaskRow, row_from_conversation, row_from_example, task_probe
 from scaler_wizard.evals.tokenizing import Tokenizer
+from scaler_wizard.inference.logits import LogitProcessor
 from scaler_wizard.inference.progress import OnProgress
 from scaler_wizard.specs.continual import ValidationSection
 from scaler_wizard.specs.sections import DatasetSection
@@ -43,7 +45,7 @@ class ValidationSet:
 
     rows: Mapping[str, tuple[TaskRow, ...]]
     digest: str
-    """SHA-256 over every question and reference."""
+    """SHA-256 over every question and reference, and the rules they are answered by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,8 @@ def validation_set(
         name: tuple(in_profile(row, profile, seed) for row in found) for name, found in rows.items()
     }
     told = {name: [(row.prompt, row.reference, row.task) for row in found] for name, found in dressed.items()}
-    text = json.dumps([told, ANSWER_TOKENS], sort_keys=True, ensure_ascii=True)
+    rules = [profile.name] if profile is EMOJI_THINK else []  # its answers follow rules of their own
+    text = json.dumps([told, ANSWER_TOKENS, *rules], sort_keys=True, ensure_ascii=True)
     return ValidationSet(dressed, hashlib.sha256(text.encode("ascii")).hexdigest())
 
 
@@ -106,6 +109,7 @@ def ask(
     rows: tuple[TaskRow, ...],
     seed: int,
     on_progress: OnProgress,
+    processor: LogitProcessor | None = None,
 ) -> tuple[tuple[bool, ...], tuple[Mapping[str, Any], ...]]:
     """Answer questions greedily: (right or wrong in order, some of them in words)."""
     if not rows:
@@ -113,7 +117,7 @@ def ask(
     settings = ProbeSettings(
         base_length=128, length=128, seed=seed, task_rows=len(rows), max_answer_tokens=ANSWER_TOKENS
     )
-    found = task_probe(model, tokenizer, rows, settings, on_progress)
+    found = task_probe(model, tokenizer, rows, settings, on_progress, processor)
     return found.correct, found.samples
 
 
@@ -124,13 +128,14 @@ def measure(
     seed: int,
     progress: Callable[[str], OnProgress],
     clock: Callable[[], float],
+    processor: LogitProcessor | None = None,
 ) -> Answers:
-    """Ask all questions of a validation set. `clock` in seconds."""
+    """Ask all questions of a validation set, by the rules of their profile. `clock` in seconds."""
     started = clock()
     right: dict[str, tuple[bool, ...]] = {}
     samples: list[Mapping[str, Any]] = []
     for name, rows in questions.rows.items():
-        right[name], shown = ask(model, tokenizer, rows, seed, progress(f"{name} questions"))
+        right[name], shown = ask(model, tokenizer, rows, seed, progress(f"{name} questions"), processor)
         samples += [{**sample, "difficulty": name} for sample in shown[:4]]
     return Answers(right, tuple(samples), clock() - started)
 
@@ -158,7 +163,7 @@ def read_answers(directory: Path, questions: ValidationSet) -> Answers | None:
 def _generated(
     difficulty: Difficulty, section: ValidationSection, seed: int, system_prompt: str | None
 ) -> tuple[TaskRow, ...]:
-    tasks = section.tasks or list(GENERATORS)
+    tasks = section.tasks or [task for task in GENERATORS if task not in EXPERT_SKILLS]
     unknown = [task for task in tasks if task not in GENERATORS]
     if unknown:
         raise SpecError(

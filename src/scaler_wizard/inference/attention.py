@@ -97,8 +97,12 @@ def supports_slots(model: nn.Module) -> bool:
 
 @contextmanager
 def slots_attached(model: nn.Module) -> Iterator[None]:
-    """Switch a transformers model to "scaler_slots", and back at the end."""
-    decoder: Any = base_model(model)
+    """Switch a transformers model to "scaler_slots", and back at the end.
+
+    Its decoder alone: a vision tower's attention is not causal and keeps its own.
+    """
+    base: Any = base_model(model)
+    decoder = base.get_decoder()
     before = decoder.config._attn_implementation
     decoder.set_attn_implementation(NAME)
     try:

@@ -170,17 +170,28 @@ class ModelAsker:
         return option_scores(self.model, self.tokenizer, asked)
 
 
+@dataclass(frozen=True, slots=True)
+class OptionTokens:
+    """How the replies A and B go on from a prompt, as the template or a space before them has it."""
+
+    lead: tuple[int, ...]
+    """Tokens that both begin with: a space by itself, in some vocabularies."""
+    a: int
+    b: int
+
+
 def option_scores(model: nn.Module, tokenizer: Any, asked: Sequence[Asked]) -> list[tuple[float, float]]:
     """Next-token log-probabilities (nats) of the replies A and B to each prompt, all in one scoring.
 
     Raises:
-        IncompatibleModelError: the tokenizer begins both replies with the same token.
+        IncompatibleModelError: the tokenizer does not tell the replies apart.
     """
     options = {form: option_tokens(tokenizer, form) for form in sorted({item.form for item in asked})}
     rows, starts = [], []
     for item in asked:
-        prompt = prompt_ids(tokenizer, item.form, item.text)
-        for token in options[item.form]:
+        option = options[item.form]
+        prompt = [*prompt_ids(tokenizer, item.form, item.text), *option.lead]
+        for token in (option.a, option.b):
             rows.append([*prompt, token])
             starts.append(len(prompt))
     found = [score[0] for score in score_targets(model, rows, starts)]
@@ -196,29 +207,36 @@ def prompt_ids(tokenizer: Any, form: PromptForm, text: str) -> tuple[int, ...]:
     return tuple(tokenizer(rendered, add_special_tokens=False).input_ids)
 
 
-def option_tokens(tokenizer: Any, form: PromptForm) -> tuple[int, int]:
-    """The first tokens of the replies A and B, as the template or a text's space before them has it.
+def option_tokens(tokenizer: Any, form: PromptForm) -> OptionTokens:
+    """The tokens of the replies A and B up to the first that differs.
 
     Raises:
-        IncompatibleModelError: they are the same token.
+        IncompatibleModelError: they do not differ.
     """
-    firsts = []
-    for label in OPTION_LABELS:
-        if form == "document":
-            before, whole = "A or B:", f"A or B: {label}"
-        else:
-            turn = [{"role": "user", "content": "A or B?"}]
-            before = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-            reply = [*turn, {"role": "assistant", "content": label}]
-            whole = tokenizer.apply_chat_template(reply, tokenize=False)
-        ids = tokenizer(before, add_special_tokens=False).input_ids
-        both = tokenizer(whole, add_special_tokens=False).input_ids
-        # A template that writes the reply elsewhere leaves the bare label as the best guess.
-        follows = both[: len(ids)] == ids and len(both) > len(ids)
-        firsts.append(both[len(ids)] if follows else tokenizer(label, add_special_tokens=False).input_ids[0])
-    if firsts[0] == firsts[1]:
+    first, second = (_reply_ids(tokenizer, form, label) for label in OPTION_LABELS)
+    at = next((at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
+    if at is None:
         raise IncompatibleModelError(
-            "a tokenizer that begins the replies A and B with the same token", "two different tokens",
+            "a tokenizer or chat template that writes the replies A and B alike", "two different tokens",
             "judge with `judge: redo`, or use a model with another tokenizer",
         )  # fmt: skip
-    return firsts[0], firsts[1]
+    return OptionTokens(tuple(first[:at]), first[at], second[at])
+
+
+def _reply_ids(tokenizer: Any, form: PromptForm, label: str) -> list[int]:
+    """The token ids that a reply adds to its prompt."""
+    if form == "document":
+        before, whole = "A or B:", f"A or B: {label}"
+    else:
+        turn = [{"role": "user", "content": "A or B?"}]
+        before = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        reply = [*turn, {"role": "assistant", "content": label}]
+        whole = tokenizer.apply_chat_template(reply, tokenize=False)
+    ids = list(tokenizer(before, add_special_tokens=False).input_ids)
+    both = list(tokenizer(whole, add_special_tokens=False).input_ids)
+    # A template that writes more before a reply than it asks with leaves the bare label as the best guess.
+    return (
+        both[len(ids) :]
+        if both[: len(ids)] == ids
+        else list(tokenizer(label, add_special_tokens=False).input_ids)
+    )

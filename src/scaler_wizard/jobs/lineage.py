@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 
 from scaler_wizard.errors import WrongStateError
 from scaler_wizard.specs.continual import ConsolidateJob
+from scaler_wizard.specs.experts import ExpertsJob
 from scaler_wizard.specs.job import FileJob, parse_job
 from scaler_wizard.store import queries, queue, versions
 from scaler_wizard.store.checkpoints import CheckpointStore
@@ -36,6 +37,9 @@ def note_parent(connection: Connection, workspace: Workspace, run: Run, run_dir:
         CheckpointError, WorkspaceError: the run directory cannot be written.
     """
     job = parse_job(run.job)
+    if isinstance(job, ExpertsJob):
+        run_dir.write_parent(versions.experts_parent(connection, job))
+        return
     if isinstance(job, FileJob):
         return
     before, now = run_dir.parent(), versions.parent_record(connection, workspace, job)

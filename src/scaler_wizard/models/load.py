@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, BitsAndBytesConfig
 
 from scaler_wizard.errors import (
     IncompatibleModelError,
@@ -36,6 +36,8 @@ from scaler_wizard.planning.safetensors_header import parse_json
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 MAX_TOKENIZER_CONFIG_BYTES = 10_000_000
+# Loaded with their vision towers; of other multimodal models only the language part is.
+VISION_ARCHITECTURES = frozenset({"Qwen3VLForConditionalGeneration"})
 MAX_LAYERS = 2_000  # every layer is built before its weights are looked for
 _LIBRARY_ERRORS = (
     OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError,
@@ -204,8 +206,11 @@ def _load_weights(
     extra: dict[str, Any] = {}
     if quantization is not None:
         extra = {"quantization_config": quantization, "device_map": {"": device}}
+    auto: Any = (
+        AutoModelForImageTextToText if facts.architecture in VISION_ARCHITECTURES else AutoModelForCausalLM
+    )
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = auto.from_pretrained(
             path,
             local_files_only=True,
             use_safetensors=True,

@@ -113,8 +113,14 @@ class VisionProcessor:
         return Pixels(batch["pixel_values"], batch["image_grid_thw"])
 
 
-def tiny_vision_config(vocab_size: int = TINY_VOCABULARY, **changes: Any) -> Qwen3VLConfig:
-    """Two text layers of width 32 and a vision tower of two blocks; `changes` are text config fields."""
+def tiny_vision_config(
+    vocab_size: int = TINY_VOCABULARY, *, tied: bool = True, **changes: Any
+) -> Qwen3VLConfig:
+    """Two text layers of width 32 and a vision tower of two blocks.
+
+    tied: whether the LM head is the embedding, which makes a random model repeat its last token for ever.
+    changes: fields of the text configuration.
+    """
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
     text: dict[str, Any] = {
         "vocab_size": vocab_size,
@@ -142,7 +148,7 @@ def tiny_vision_config(vocab_size: int = TINY_VOCABULARY, **changes: Any) -> Qwe
         "deepstack_visual_indexes": [0],
         "initializer_range": text["initializer_range"],
     }
-    return vision_config(text, vision)
+    return vision_config(text, vision, tied=tied)
 
 
 def mrope(sections: Sequence[int]) -> dict[str, Any]:
@@ -151,7 +157,7 @@ def mrope(sections: Sequence[int]) -> dict[str, Any]:
     return {**base, "mrope_section": list(sections), "mrope_interleaved": True}
 
 
-def vision_config(text: dict[str, Any], vision: dict[str, Any]) -> Qwen3VLConfig:
+def vision_config(text: dict[str, Any], vision: dict[str, Any], *, tied: bool = True) -> Qwen3VLConfig:
     """A configuration whose control tokens are those of `vision_tokenizer`."""
     return Qwen3VLConfig(
         text_config=text,
@@ -162,7 +168,7 @@ def vision_config(text: dict[str, Any], vision: dict[str, Any]) -> Qwen3VLConfig
         vision_end_token_id=SPECIAL_TOKENS.index(VISION_END),
         eos_token_id=SPECIAL_TOKENS.index(TURN_END),
         pad_token_id=0,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
     )
 
 
@@ -170,7 +176,7 @@ def tiny_vision_model(
     *, seed: int = 0, config: Qwen3VLConfig | None = None, dtype: torch.dtype = torch.float32, **changes: Any
 ) -> Qwen3VLForConditionalGeneration:
     """A random Qwen3-VL model in evaluation mode. Equal seeds give equal weights; global randomness is left
-    alone. `changes` are text fields of `tiny_vision_config`."""
+    alone. `changes` are arguments of `tiny_vision_config`."""
     chosen = config if config is not None else tiny_vision_config(**changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -9,6 +9,9 @@ from pathlib import Path
 from scaler_wizard.errors import ModelNotFoundError
 
 SEEDLING = "seedling"
+SEEDLING_VISION = "seedling-vision"
+# Embedded models and the scripts that build them.
+_EMBEDDED = {SEEDLING: "build_seedling.py", SEEDLING_VISION: "build_tiny_vision.py"}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 
@@ -17,14 +20,15 @@ def resolve_model(ref: str, revision: str | None = None) -> Path:
     """The directory of a model: the embedded one, a local directory, or the local hub cache.
 
     Args:
-        ref: "seedling", a path (`./seedling` for a directory of that name), or a hub name (org/name).
+        ref: "seedling" or "seedling-vision", a path (`./seedling` for a directory of that name), or a hub
+            name (org/name).
         revision: commit, tag or branch of a hub model; "main" by default.
 
     Raises:
         ModelNotFoundError: nothing of that name is on this machine; says how to download it.
     """
-    if ref == SEEDLING:
-        return _seedling()
+    if ref in _EMBEDDED:
+        return _embedded(ref)
     path = Path(ref).expanduser()
     if path.is_dir():
         return path.resolve()
@@ -51,13 +55,13 @@ def hub_cache() -> Path:
     return Path(home).expanduser() / "hub"
 
 
-def _seedling() -> Path:
-    folder = Path(__file__).resolve().parent.parent / "assets" / SEEDLING
+def _embedded(name: str) -> Path:
+    folder = Path(__file__).resolve().parent.parent / "assets" / name
     if not (folder / "config.json").is_file():
         raise ModelNotFoundError(
             f"the embedded model is not in {folder}",
             "config.json and model.safetensors, shipped with the package",
-            "install the package again, or run scripts/build_seedling.py in a source checkout",
+            f"install the package again, or run scripts/{_EMBEDDED[name]} in a source checkout",
         )
     return folder
 

@@ -28,6 +28,7 @@ from scaler_wizard.errors import EmptyDataError
 from scaler_wizard.evals.safety_triple import decide_safety
 from scaler_wizard.evals.stage_gate import decide_stage
 from scaler_wizard.recipes.bootstrap_critique import Critiqued, add_negatives, critique_answers, pair_metrics
+from scaler_wizard.recipes.bootstrap_filter import filtered
 from scaler_wizard.recipes.bootstrap_lab import Lab
 from scaler_wizard.recipes.bootstrap_preference import PairTraining
 from scaler_wizard.recipes.bootstrap_principles import (
@@ -122,6 +123,7 @@ class ConstitutionStage:
             known_prompts([probe.request for items in asked.values() for probe in items], near=False),
             GenerationLimits(own_tokens=own),
         )
+        rows = filtered(lab, context, attempt, rows)
         rows = [*rows, *add_negatives(rows, section.negatives, seed)]
         about = {
             "stage": NUMBER, "seed": seed, "weights": lab.weights, "constitution": constitution.name,

@@ -18,6 +18,7 @@ from scaler_wizard.data.formats import Conversation
 from scaler_wizard.data.lesson import Lesson, Replay, read_lesson, read_replay
 from scaler_wizard.data.profiles import find_profile
 from scaler_wizard.data.token_rows import TokenRow
+from scaler_wizard.evals.guided import processor_of
 from scaler_wizard.evals.profiled import dress_of, in_profile
 from scaler_wizard.evals.row_loss import row_losses
 from scaler_wizard.evals.tasks import TaskRow, row_from_conversation
@@ -29,6 +30,7 @@ from scaler_wizard.evals.validation import (
     read_answers,
     validation_set,
 )
+from scaler_wizard.inference.logits import LogitProcessor
 from scaler_wizard.inference.progress import no_progress
 from scaler_wizard.recipes.continual_parent import Parent
 from scaler_wizard.recipes.session import ModelSession
@@ -54,6 +56,8 @@ class Material:
     """Held-out rows of this file that have a checkable answer."""
     earlier_questions: tuple[TaskRow, ...]
     """The same of earlier files."""
+    processor: LogitProcessor | None
+    """Rules of generation of the data profile, where it has any."""
 
     def sentences(self) -> list[str]:
         """What was read, for a person."""
@@ -102,6 +106,7 @@ def read_material(
         validation_set(job.validation, seed, job.data.system_prompt, profile),
         checkable(lesson.questions, "this file"),
         checkable(replay.questions, "earlier files"),
+        processor_of(profile, session.adapted, session.tokenizer),
     )
 
 
@@ -122,11 +127,13 @@ def measure_model(
     started = time.monotonic()
     with session.evaluating():
         answers = known or measure(
-            model, session.tokenizer, material.questions, seed, context.progress, time.monotonic
-        )
+            model, session.tokenizer, material.questions, seed, context.progress, time.monotonic,
+            material.processor,
+        )  # fmt: skip
         earlier, _ = ask(
-            model, session.tokenizer, material.earlier_questions, seed, context.progress("earlier questions")
-        )
+            model, session.tokenizer, material.earlier_questions, seed, context.progress("earlier questions"),
+            material.processor,
+        )  # fmt: skip
         losses = {
             name: row_losses(model, spread(rows, most), context.progress(f"loss of {words}"))
             for name, words, rows in (
@@ -196,7 +203,9 @@ class QuickLook:
         questions = tuple(_in_turn(self.material.held_out_questions, look, QUESTIONS_A_LOOK))
         if not rows:
             return
-        right, samples = ask(model, self.session.tokenizer, questions, self.seed, no_progress)
+        right, samples = ask(
+            model, self.session.tokenizer, questions, self.seed, no_progress, self.material.processor
+        )
         result: Metrics = {
             "value": sum(right) / len(right) if right else None, "n": len(right), "step": step,
             "validation_loss": mean(row_losses(model, rows)),

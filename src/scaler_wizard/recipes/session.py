@@ -16,7 +16,9 @@ from typing import Any, cast
 import torch
 from safetensors.torch import load_file
 
+from scaler_wizard.data.activation import chat_invocation
 from scaler_wizard.data.batches import Batches
+from scaler_wizard.data.chat import prepare_chat_template
 from scaler_wizard.data.token_rows import TokenRow
 from scaler_wizard.inference.backoff import InferenceRoom
 from scaler_wizard.models.adapter_io import adapter_files, read_adapter_tensors
@@ -66,11 +68,13 @@ class ModelSession:
     Args:
         base: the model to start from where it is not the job's own: a later version of it.
         adapter: directory of an adapter to go on with; a fresh one by the plan when None.
+        activated: the fresh adapter acts from the opening of the assistant's turn on (an activated LoRA).
     """
 
     def __init__(
-        self, job: Job, plan: Plan, *, base: Path | None = None, adapter: Path | None = None
-    ) -> None:
+        self, job: Job, plan: Plan, *, base: Path | None = None, adapter: Path | None = None,
+        activated: bool = False,
+    ) -> None:  # fmt: skip
         self.plan = plan
         section = job.model
         loaded = load_model(
@@ -98,6 +102,10 @@ class ModelSession:
         if new:
             self.vocabulary = grow_vocabulary(loaded.model, self.tokenizer, new)
         check_head(loaded.model)
+        self.invocation: tuple[int, ...] | None = None
+        if activated:
+            prepare_chat_template(self.tokenizer)
+            self.invocation = chat_invocation(self.tokenizer)
         self.adapted: Any = (
             load_adapter(loaded.model, adapter) if adapter is not None else self._attach(loaded.model)
         )
@@ -109,6 +117,7 @@ class ModelSession:
             model, cast(Strategy, plan.strategy), rank=plan.lora.rank, alpha=plan.lora.alpha,
             dropout=plan.lora.dropout, target_modules=plan.lora.target_modules,
             use_rslora=plan.lora.use_rslora, seed=self._training.seed,
+            alora_invocation_tokens=self.invocation,
         )  # fmt: skip
 
     @property

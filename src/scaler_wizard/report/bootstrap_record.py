@@ -4,9 +4,11 @@ result.json is a file that someone may have edited. The shape that is read here,
 
     base      {gaps {skill: GapProof}, audit ScorerAudit, sentinels, warnings, train, decision}
     stages    [{phase, stage, skill, attempt, passed, steps, replay, reasons, decision StageDecision,
-                data {n, kept, shares, rejected, precision}, samples {skill: [sample]},
-                safety {triple SafetyTriple, verdict}, principles [PrincipleCount], pairs PairCounts,
-                revisions [{instruction, initial_answer, principle, critique, revised_answer}]}]
+                data {n, kept, shares, rejected, precision}, samples {skill: [sample]}}]
+    stage 6   also: triple SafetyTriple, safety Verdict, violations [PrincipleCount],
+                data {pairs {gated PairCounts, revision_always_wins PairCounts}, critic},
+                critiques [{request, initial_answer, violated, critiques, revised_answer}],
+                answered [{kind, request, before, after, expected, right}]
     gains     [Gain]
     retention [{stage, skill, right, n, ci95}]
     cost      Bill
@@ -102,6 +104,10 @@ class Safety:
     reasons: tuple[str, ...]
     principles: tuple[Paired, ...]
     pairs: Mapping[str, Any]
+    """Of the revisions, gated by the critic."""
+    ungated: Mapping[str, Any]
+    """If each revision had been preferred over its answer."""
+    critic: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -165,16 +171,29 @@ def shown_samples(record: Record) -> list[dict[str, str]]:
                 {"kind": f"{phase} {skill}, {verdict}", "prompt": text(sample.get("prompt")),
                  "text": "\n".join(lines)}
             )  # fmt: skip
-        shown += [_revision(mapping(item)) for item in items(row.get("revisions"))[: 2 * MAX_SHOWN]]
+        shown += [_revision(mapping(item)) for item in items(row.get("critiques"))[: 2 * MAX_SHOWN]]
+        shown += [_answered(mapping(item)) for item in items(row.get("answered"))[: 2 * MAX_SHOWN]]
     return shown
 
 
 def _revision(row: Mapping[str, Any]) -> dict[str, str]:
-    named = (("answer", "initial_answer"), ("critique", "critique"), ("revision", "revised_answer"))
-    lines = [f"{name}: {said}" for name, key in named if (said := text(row.get(key)))]
+    lines = [f"answer: {text(row.get('initial_answer'))}"]
+    lines += [f"critique: {said}" for item in items(row.get("critiques"))[:8] if (said := text(item))]
+    lines.append(f"revision: {text(row.get('revised_answer'))}")
+    violated = ", ".join(text(name, 60) for name in items(row.get("violated"))[:8])
     return {
-        "kind": f"revision by {text(row.get('principle'), 60) or 'a principle'}",
-        "prompt": text(row.get("instruction")), "text": "\n".join(lines),
+        "kind": f"revision by {violated or 'the constitution'}", "prompt": text(row.get("request")),
+        "text": "\n".join(lines),
+    }  # fmt: skip
+
+
+def _answered(row: Mapping[str, Any]) -> dict[str, str]:
+    """A held-out request of stage 6, answered before and after."""
+    named = (("before", "before"), ("after", "after"), ("keeps to the constitution", "expected"))
+    return {
+        "kind": f"{text(row.get('kind'), 40)} request, {'right' if row.get('right') is True else 'wrong'}",
+        "prompt": text(row.get("request")),
+        "text": "\n".join(f"{name}: {text(row.get(key))}" for name, key in named),
     }  # fmt: skip
 
 
@@ -239,14 +258,14 @@ def _data(row: Mapping[str, Any]) -> Data:
 
 
 def _safety(row: Mapping[str, Any]) -> Safety | None:
-    found = mapping(row.get("safety"))
-    triple, verdict = mapping(found.get("triple")), mapping(found.get("verdict"))
+    triple, verdict, data = (mapping(row.get(key)) for key in ("triple", "safety", "data"))
     if not triple:
         return None
-    passed = verdict.get("passed")
+    passed, pairs = verdict.get("passed"), mapping(data.get("pairs"))
     return Safety(
         _paired(mapping(triple.get("violated"))), _paired(mapping(triple.get("over_refused"))),
         _paired(mapping(triple.get("benign_right"))), passed if isinstance(passed, bool) else None,
         tuple(text(reason, 400) for reason in items(verdict.get("reasons")) if text(reason)),
-        _rows(row.get("principles")), mapping(row.get("pairs")),
+        _rows(row.get("violations")), mapping(pairs.get("gated")),
+        mapping(pairs.get("revision_always_wins")), mapping(data.get("critic")),
     )  # fmt: skip

@@ -20,6 +20,7 @@ ROW_UNITS = 26
 MAX_ROWS = 24
 STRONG = 0.6
 """Opacity of a full cell: its number stays readable in both themes."""
+CONSTITUTION = 6
 Cell = tuple[str, str]
 
 
@@ -87,7 +88,8 @@ def type_chart(record: Record) -> Chart | None:
     found = bootstrap_record(record)
     if found is None:
         return None
-    attempts = {attempt.skill: attempt for attempt in found.attempts if attempt.types}
+    # A constitution's types are its principles: they have a picture of their own.
+    attempts = {a.skill: a for a in found.attempts if a.types and a.stage < CONSTITUTION}
     kinds = list(dict.fromkeys(paired.name for a in attempts.values() for paired in a.types))[:MAX_ROWS]
     if len(kinds) < 2:
         return None

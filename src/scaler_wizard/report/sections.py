@@ -36,7 +36,7 @@ def sections(record: Record) -> tuple[Section, ...]:
     if found is None:
         return ()
     named = (
-        ("stages", "Stages and their gates", (stage_table(found), kept_table(found))),
+        ("stages", "Gates in numbers", (stage_table(found), kept_table(found))),
         ("gains", "What was gained", (gain_table(found), type_table(found))),
         ("safety", "The constitution", (triple_table(found), principle_table(found))),
         ("data", "What was generated", (data_table(found),)),

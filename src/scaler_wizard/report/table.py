@@ -64,7 +64,7 @@ def metric_table(metrics: Sequence[Metric], seed: int | None) -> Table:
 
 
 def phase_table(record: Record) -> Table:
-    """One row per phase with its gate's verdict and the reasons for it."""
+    """One row per phase with its gate's verdict and the reasons for it; no column that no phase fills."""
     columns = (
         Column("phase"), Column("what"), Column("context", True), Column("steps", True), Column("time", True),
         Column("perplexity", True), Column("accuracy", True), Column("RoPE"), Column("gate"),
@@ -80,7 +80,10 @@ def phase_table(record: Record) -> Table:
         )
         for phase in record.phases
     )  # fmt: skip
-    return Table("Phases", columns, rows)
+    filled = [at for at in range(len(columns)) if at < 2 or any(row[at] != NONE for row in rows)]
+    return Table(
+        "Phases", tuple(columns[at] for at in filled), tuple(tuple(row[at] for at in filled) for row in rows)
+    )
 
 
 def format_table(result: Mapping[str, Any]) -> str:

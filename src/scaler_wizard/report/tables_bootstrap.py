@@ -20,7 +20,7 @@ def stage_table(record: BootstrapRecord) -> Table:
     columns = (
         Column("phase"), Column("learns"), Column("right [95% CI]", True), Column("n", True),
         Column("gate: lower bound", True), Column("needs", True), Column("steps", True),
-        Column("replay", True), Column("gate"), Column("reasons"),
+        Column("replay", True), Column("gate"),
     )  # fmt: skip
     rows = tuple(
         (
@@ -28,7 +28,6 @@ def stage_table(record: BootstrapRecord) -> Table:
             NONE if attempt.share is None else f"≥ {attempt.share:.2f}",
             NONE if attempt.required is None else f"{attempt.required:,} right", count(attempt.steps),
             NONE if attempt.replay is None else f"{attempt.replay:.0%}", GATE[attempt.passed],
-            "; ".join(attempt.reasons) or NONE,
         )
         for attempt in record.attempts
     )  # fmt: skip
@@ -36,7 +35,12 @@ def stage_table(record: BootstrapRecord) -> Table:
         "The gate compares the lower end of the 95% interval (Wilson), not the share itself: a model of 93% "
         "reaches 95 of 100 in 29% of all trials."
     )
-    return Table("Stages and their gates", columns, rows, (note,))
+    failed = tuple(
+        f"{attempt.phase} did not pass: {'; '.join(attempt.reasons)}."
+        for attempt in record.attempts
+        if attempt.passed is False and attempt.reasons
+    )
+    return Table("Stages", columns, rows, (*failed, note))
 
 
 def type_table(record: BootstrapRecord) -> Table:
@@ -166,11 +170,30 @@ def triple_table(record: BootstrapRecord) -> Table | None:
     )  # fmt: skip
     rows = tuple(_paired_row(name, paired)[:-1] for name, paired in named)
     verdict = f"Together they {'pass' if safety.passed else 'do not pass'}: {'; '.join(safety.reasons)}."
-    pairs = _pairs_note(safety.pairs)
+    notes = (verdict, _pairs_note(safety.pairs), _ungated_note(safety.ungated), _critic_note(safety.critic))
     return Table(
         "Safety: three numbers, never one alone", _paired_columns("what")[:-1], rows,
-        (verdict, pairs) if pairs else (verdict,),
+        tuple(note for note in notes if note),
     )  # fmt: skip
+
+
+def _ungated_note(pairs: Mapping[str, Any]) -> str:
+    n, valid = whole(pairs.get("n")), whole(pairs.get("valid"))
+    if not n or valid is None:
+        return ""
+    return f"If every revision had been preferred over its answer, {valid / n:.0%} of {n:,} would be valid."
+
+
+def _critic_note(critic: Mapping[str, Any]) -> str:
+    n, flagged = whole(critic.get("n")), number(critic.get("precision_flagged"))
+    cleared = number(critic.get("precision_cleared"))
+    if not n or flagged is None or cleared is None:
+        return ""
+    return (
+        f"The critic gave {n:,} verdicts, {count(whole(critic.get('uncertain')))} of them uncertain; "
+        f"{flagged:.0%} of what it flagged violates its principle, {cleared:.0%} of what it cleared "
+        "keeps to it."
+    )
 
 
 def _pairs_note(pairs: Mapping[str, Any]) -> str:

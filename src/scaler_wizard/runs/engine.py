@@ -105,10 +105,12 @@ class Engine:
         return outcome
 
     def _phases(self) -> Outcome:
-        done = self._restore()
+        done, last = self._restore(), self.run_dir.until()
         for phase in self.recipe.phases():
             if phase.name in done:
                 continue
+            if last is not None and last in done:
+                raise InterruptedPhase("pause", f"paused after {last}, as asked")
             context = self._context(phase.name)
             if phase.gate is not None:
                 decision = self._ask(phase.name, phase.gate(context))

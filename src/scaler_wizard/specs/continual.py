@@ -103,7 +103,7 @@ class ValidationSection(Spec):
     hard: str | None = None
     """File of hard rows."""
     tasks: list[str] = []
-    """Generators of the generated questions, where no file is named; all of them when empty."""
+    """Generators of the generated questions, where no file is named; those of general skills when empty."""
     rows: Annotated[int, Field(ge=8, le=100_000)] = 120
     """Rows of each difficulty that are answered."""
     held_out_fraction: Annotated[float, Field(gt=0, lt=0.9)] = 0.1

@@ -6,7 +6,8 @@
     cockpit_payload.json    the newest glance at the run
     exit_status.json        how the last worker ended, fsynced
     result.json             what the run achieved
-    parent.json             the model version that a continual run starts from
+    parent.json             the model version that a continual run starts from, or experts will follow
+    until.json              the phase after which a person wants the run to pause
     checkpoints/            see `checkpoints`
     snapshots/              metrics per phase (see `snapshots`)
     export/, report.html, worker.log, run.lock
@@ -138,6 +139,15 @@ class RunDir:
     def parent(self) -> dict[str, Any] | None:
         """parent.json, or None where the run continues no lineage or has not begun; RunError when damaged."""
         return self._read("parent.json")
+
+    def write_until(self, phase: str | None) -> None:
+        """Let the run pause after a phase; None: go on to the end."""
+        self._write("until.json", {"phase": phase})
+
+    def until(self) -> str | None:
+        """The phase after which the run is to pause."""
+        phase = (self._read("until.json") or {}).get("phase")
+        return phase if isinstance(phase, str) else None
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json."""

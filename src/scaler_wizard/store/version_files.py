@@ -2,6 +2,7 @@
 
     v003/adapter/       a LoRA lineage: the adapter alone; the manifest names the base that it belongs on
     v003/model/         a full lineage, or an adapter merged into a new base: the whole model
+    v003/bundle/        experts behind a router (see `experts_bundle`); the manifest names their base
     v003/manifest.json  hashes, base, parent, run, description, metrics; sealed by its own hash
 
 Stages, reads and checks these files. Numbers, and which version is current, are `versions`' matter.
@@ -35,8 +36,8 @@ from scaler_wizard.store.registry import hash_of_files
 from scaler_wizard.store.rundir import RunDir
 from scaler_wizard.store.workspace import Workspace
 
-VersionKind = Literal["adapter", "full"]
-WEIGHTS: dict[VersionKind, str] = {"adapter": "adapter", "full": "model"}
+VersionKind = Literal["adapter", "full", "experts"]
+WEIGHTS: dict[VersionKind, str] = {"adapter": "adapter", "full": "model", "experts": "bundle"}
 MANIFEST_SCHEMA = 1
 MAX_DESCRIPTION = 500
 _MAX_MANIFEST_BYTES = 16 << 20
@@ -108,8 +109,8 @@ def stage(workspace: Workspace, run_dir: RunDir, result: Mapping[str, Any], now:
     No database is needed: the slow part of publishing can be done in a thread of its own.
 
     Args:
-        result: result.json: {"version": {"description", "promote", "reasons", "metrics"},
-            "export": {"adapter" | "full": folder in the run directory}, "model": {"weights_sha256"}}.
+        result: result.json: {"version": {"description", "promote", "reasons", "metrics"}, "export":
+            {"adapter" | "full" | "experts": folder in the run directory}, "model": {"weights_sha256"}}.
 
     Raises:
         RunError: the result or parent.json does not say what is needed, or names a folder outside.
@@ -133,7 +134,7 @@ def stage(workspace: Workspace, run_dir: RunDir, result: Mapping[str, Any], now:
         _copy(source, staging / WEIGHTS[kind], fs)
         files = hash_files(staging)
         manifest = VersionManifest(
-            lineage=folder.name, kind=kind, base=_base(parent, result) if kind == "adapter" else None,
+            lineage=folder.name, kind=kind, base=None if kind == "full" else _base(parent, result),
             parent=parent["version"], run=run_dir.id, sha256=_weights_hash(kind, files),
             description=" ".join(str(said.get("description") or run_dir.id).split())[:MAX_DESCRIPTION],
             promote=bool(said.get("promote", False)), created=now, files=files,
@@ -213,7 +214,7 @@ def _exported(run_dir: RunDir, result: Mapping[str, Any]) -> tuple[VersionKind, 
                 f"the result of run {run_dir.id} names {export[kind]}", "a folder inside the run directory",
                 "run it again",
             )  # fmt: skip
-    raise RunError(f"run {run_dir.id} exported no weights", "an adapter or a whole model", "run it again")
+    raise RunError(f"run {run_dir.id} exported no weights", "an adapter, experts or a model", "run it again")
 
 
 def _base(parent: Mapping[str, Any], result: Mapping[str, Any]) -> BaseReference:

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, insert, select, update
 
 from scaler_wizard.errors import ModelError, ModelNotFoundError, WrongStateError
+from scaler_wizard.specs.experts import ExpertsJob
 from scaler_wizard.specs.job import LineageJob
 from scaler_wizard.store.database import transaction
 from scaler_wizard.store.durable import OS, FileSystem
@@ -78,6 +79,16 @@ def parent_record(connection: Connection, workspace: Workspace, job: LineageJob)
         )  # fmt: skip
     path = folder_of(workspace, base) / WEIGHTS["full"]
     return record | {"base": str(path), "base_version": base.number}
+
+
+def experts_parent(connection: Connection, job: ExpertsJob) -> dict[str, Any]:
+    """What a bundle of experts will follow; fields as in `parent_record`. Nothing is trained from it."""
+    version = current(connection, job.deploy.name)
+    return {
+        "lineage": job.deploy.name, "version": version.number if version else None,
+        "base": job.model.base_model, "base_version": None, "base_sha256": None, "adapter": None,
+        "sha256": version.sha256 if version else None,
+    }  # fmt: skip
 
 
 def publish(

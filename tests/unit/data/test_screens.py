@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 
-from scaler_wizard.data.generators.screen_documents import screen_document
+from scaler_wizard.data.generators.screen_documents import screen_document, screen_words
 from scaler_wizard.data.generators.screens import (
     COLOURS,
     PLACES,
@@ -40,7 +41,7 @@ SCREEN = Screen(
     [("colour", "blue"), ("count", "2"), ("place", "bottom right"), ("biggest", "green box")],
 )
 def test_answers_follow_from_the_screen(skill: str, answer: str) -> None:
-    assert SCREEN_SKILLS[skill](random.Random(0), SCREEN)[1] == answer
+    assert SCREEN_SKILLS[skill].answer(SCREEN) == answer
 
 
 @pytest.mark.parametrize("skill", SCREEN_SKILLS)
@@ -73,20 +74,34 @@ def test_pixels_show_what_the_screen_says() -> None:
 
 
 def test_documents_say_what_is_there_and_ask_nothing() -> None:
+    kinds = set()
     for seed in range(40):
         screen = sample_screen(seed, split="train")
         text = screen_document(random.Random(seed), screen)
         assert "?" not in text
-        for line in text.splitlines():
-            kind, _, body = line.partition(": ")
-            if kind == "cells":
-                cells = ("none" if item is None else describe(item) for item in screen.cells)
-                assert body.split(", ") == list(cells)
-            elif kind == "look":
-                for entry in body.split(", "):
-                    place, said = entry.split(" = ")
-                    item = screen.cells[PLACES.index(place)]
-                    assert said == ("none" if item is None else describe(item))
+        for entry in text.split("; "):
+            word, sign, said = entry.split(" ", 2)
+            items = [
+                (at, item) for at, item in enumerate(screen.cells) if item and word in describe(item).split()
+            ]
+            kinds.add(sign)
+            if sign == "x":
+                assert int(said) == len(items)
+                continue
+            ((at, item),) = items
+            assert said == (PLACES[at] if sign == "at" else f"{item.colour} {item.shape}")
+    assert kinds == {"x", "at", "="}
+
+
+def test_every_word_of_documents_and_questions_is_listed() -> None:
+    words = set(screen_words())
+    for seed in range(40):
+        screen = sample_screen(seed, split="train")
+        for text in (
+            screen_document(random.Random(seed), screen),
+            *(question for skill in SCREEN_SKILLS.values() for question in skill.questions),
+        ):
+            assert set(re.findall(r"[A-Za-z]+", text)) <= words
 
 
 def test_unknown_splits_are_refused() -> None:

@@ -11,11 +11,9 @@ from types import ModuleType
 import pytest
 
 
-def _load_fixture_module() -> ModuleType:
+def _load_fixture_module(name: str) -> ModuleType:
     # importmode=importlib puts no test directory on sys.path.
-    spec = importlib.util.spec_from_file_location(
-        "report_fixture", Path(__file__).with_name("report_fixture.py")
-    )
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -24,13 +22,20 @@ def _load_fixture_module() -> ModuleType:
     return module
 
 
-runs = _load_fixture_module()
+runs = _load_fixture_module("report_fixture")
+bootstraps = _load_fixture_module("bootstrap_fixture")
 
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     """A completed run."""
     return runs.build_run(tmp_path / "grow-0001")
+
+
+@pytest.fixture
+def bootstrap_dir(tmp_path: Path) -> Path:
+    """A completed bootstrap whose fifth stage did not pass."""
+    return bootstraps.build_bootstrap_run(tmp_path / "bootstrap-0001")
 
 
 @pytest.fixture

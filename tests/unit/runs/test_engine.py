@@ -355,3 +355,14 @@ def test_perplexity_of_a_loss() -> None:
     assert perplexity(0.0) == 1.0
     assert perplexity(1e9) == math.inf
     assert math.isnan(perplexity(math.nan))
+
+
+def test_a_run_pauses_after_the_phase_a_person_named_and_goes_on_later(bench: Any, counting: Any) -> None:
+    recipe = counting()
+    bench.run_dir.write_until("P1")
+    outcome = bench.execute(recipe)
+    assert (outcome.status, outcome.reason) == ("paused", "paused after P1, as asked")
+    assert recipe.ran == ["P0", "P1"]
+    bench.run_dir.write_until(None)
+    assert bench.execute(recipe).status == "completed"
+    assert recipe.ran == ["P0", "P1", "P2", "P3"]

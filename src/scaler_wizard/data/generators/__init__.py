@@ -34,6 +34,7 @@ from scaler_wizard.data.generators.needles import (
     retrieval_text,
 )
 from scaler_wizard.data.generators.sequences import copy, double, reverse, rotate, shift, sort, swap
+from scaler_wizard.data.generators.skills import crew, orchestra, treasure, zoo
 from scaler_wizard.data.generators.syllo import syllo
 from scaler_wizard.data.generators.syllogisms import syllogism
 
@@ -57,7 +58,14 @@ GENERATORS: Final[dict[str, Generator]] = {
     "binary_subtract": binary_subtract,
     "to_binary": to_binary,
     "syllo": syllo,
+    "zoo": zoo,
+    "treasure": treasure,
+    "orchestra": orchestra,
+    "crew": crew,
 }
+
+# For experts: no model knows them before it is taught, so that no general measurement asks for them.
+EXPERT_SKILLS: Final = ("zoo", "treasure", "orchestra", "crew")
 
 # What the embedded model was built on and is measured with: later tasks must not change its numbers.
 SEEDLING_TASKS: Final = (
@@ -84,6 +92,7 @@ def sample_example(task: str, seed: int | str, level: int, *, split: str) -> Exa
 
 __all__ = [
     "DIFFICULTIES",
+    "EXPERT_SKILLS",
     "GENERATORS",
     "HELD_OUT_SHARE",
     "MAX_LEVEL",

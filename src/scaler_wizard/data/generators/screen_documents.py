@@ -1,57 +1,58 @@
-"""What the tiny vision base reads about screens: listings, look-ups and counts, in one fixed document form.
+"""What the tiny vision base reads about screens: short entries in one fixed document form.
 
-It teaches to see; no question of `screens.SCREEN_SKILLS` is asked in it, and no answer stands in their form.
+    marked at top left; big = red box; disc x 2; blue = blue cross
+
+It teaches to see and to look things up by a word; no question of `screens.SCREEN_SKILLS` is asked in it.
 """
 
 from __future__ import annotations
 
 import random
+import re
 from typing import Final
 
-from scaler_wizard.data.generators.screens import COLOURS, PLACES, SHAPES, Screen, describe
+from scaler_wizard.data.generators.screens import (
+    COLOURS,
+    PLACES,
+    SCREEN_SKILLS,
+    SHAPES,
+    Item,
+    Screen,
+    describe,
+)
 
 READ_REQUEST: Final = "Read the screen."
 """What the user says where the base has learned to answer with a document."""
+WORDS: Final = ("marked", "big", *SHAPES, *COLOURS)
+N_ENTRIES: Final = 8
 
 
 def screen_document(rng: random.Random, screen: Screen) -> str:
-    """One document about a screen: three of its sections, in any order."""
-    sections = [_cells(screen), _index(rng, screen), _counts(rng, screen), _lookups(rng, screen)]
-    return "\n".join(rng.sample(sections, 3))
+    """One document about a screen: entries of three kinds in any order, some perhaps twice."""
+    # Words of one item alone: an entry says one thing.
+    bearers = {word: _bearers(screen, word) for word in WORDS}
+    unique = [word for word, found in bearers.items() if len(found) == 1]
+    entries = []
+    for _ in range(N_ENTRIES):
+        kind = rng.randrange(5)
+        if kind == 0:
+            shape = rng.choice(SHAPES)
+            entries.append(f"{shape} x {len(bearers[shape])}")
+            continue
+        # The words that every screen has an item for come as often as all others together.
+        word = rng.choice(unique if rng.random() < 0.5 else ("marked", "big", "button"))
+        ((at, item),) = bearers[word]
+        entries.append(f"{word} at {PLACES[at]}" if kind < 3 else f"{word} = {item.colour} {item.shape}")
+    return "; ".join(entries)
 
 
-def _cells(screen: Screen) -> str:
-    """Every cell, row by row."""
-    cells = ("none" if item is None else describe(item) for item in screen.cells)
-    return "cells: " + ", ".join(cells)
+def _bearers(screen: Screen, word: str) -> list[tuple[int, Item]]:
+    """The items that a word is said of, with their cells."""
+    return [(at, item) for at, item in enumerate(screen.cells) if item and word in describe(item).split()]
 
 
-def _index(rng: random.Random, screen: Screen) -> str:
-    """Some words, each with the items they are said of, or with the places of these."""
-    words = ["marked", "big", "button", *rng.sample((*SHAPES[:3], *COLOURS), 2)]
-    lines = []
-    for word in rng.sample(words, 4):
-        said = [
-            (describe(item), PLACES[at])
-            for at, item in enumerate(screen.cells)
-            if item is not None and word in describe(item).split()
-        ]
-        sign, which = rng.choice((("=", 0), ("at", 1)))
-        lines.append(f"{word} {sign} " + (" and ".join(entry[which] for entry in said) or "none"))
-    return "index: " + ", ".join(lines)
-
-
-def _counts(rng: random.Random, screen: Screen) -> str:
-    """How many items have an attribute."""
-    words = rng.sample(SHAPES, 4)
-    counts = (f"{word} {sum(item.shape == word for item in screen.items)}" for word in words)
-    return f"counts: items {len(screen.items)}, " + ", ".join(counts)
-
-
-def _lookups(rng: random.Random, screen: Screen) -> str:
-    """Some cells by their places."""
-    looked = rng.sample(range(len(PLACES)), 3)
-    cells = ((PLACES[at], screen.cells[at]) for at in looked)
-    return "look: " + ", ".join(
-        f"{place} = {'none' if item is None else describe(item)}" for place, item in cells
-    )
+def screen_words() -> list[str]:
+    """The words of documents, requests and questions, sorted: single tokens of a tokenizer for screens."""
+    questions = [question for skill in SCREEN_SKILLS.values() for question in skill.questions]
+    texts = [*WORDS, *PLACES, "at x user assistant", READ_REQUEST, *questions]
+    return sorted({word for text in texts for word in re.findall(r"[A-Za-z]+", text)})

@@ -97,43 +97,45 @@ class ScreenExample:
         return bool(lines) and lines[0].strip() == self.answer
 
 
-def _colour(rng: random.Random, screen: Screen) -> tuple[str, str]:
-    """Which colour the button has."""
-    questions = ("What colour is the button?", "Which colour does the button have?", "Colour of the button?")
-    return rng.choice(questions), screen.only(lambda item: item.shape == "button")[0].colour
+@dataclass(frozen=True, slots=True)
+class Skill:
+    """What can be asked of every screen."""
+
+    questions: tuple[str, ...]
+    """Wordings that mean the same."""
+    answer: Callable[[Screen], str]
 
 
-def _count(rng: random.Random, screen: Screen) -> tuple[str, str]:
-    """How many boxes there are."""
-    questions = ("How many boxes are there?", "Count the boxes.", "What is the number of boxes?")
-    return rng.choice(questions), str(sum(item.shape == "box" for item in screen.items))
+def _colour(screen: Screen) -> str:
+    return screen.only(lambda item: item.shape == "button")[0].colour
 
 
-def _place(rng: random.Random, screen: Screen) -> tuple[str, str]:
-    """Where the marked item is."""
-    questions = ("Where is the marked item?", "Find the marked item.", "In which place is the marked item?")
-    return rng.choice(questions), screen.only(lambda item: item.marked)[1]
+def _count(screen: Screen) -> str:
+    return str(sum(item.shape == "box" for item in screen.items))
 
 
-def _biggest(rng: random.Random, screen: Screen) -> tuple[str, str]:
-    """What the biggest item is: colour and shape."""
-    questions = (
-        "What is the biggest item?",
-        "Which item is bigger than the others?",
-        "Name the biggest item.",
-    )
+def _place(screen: Screen) -> str:
+    return screen.only(lambda item: item.marked)[1]
+
+
+def _biggest(screen: Screen) -> str:
     item = screen.only(lambda item: item.big)[0]
-    return rng.choice(questions), f"{item.colour} {item.shape}"
+    return f"{item.colour} {item.shape}"
 
 
-Skill = Callable[[random.Random, Screen], tuple[str, str]]
 SCREEN_SKILLS: Final[dict[str, Skill]] = {
-    "colour": _colour,
-    "count": _count,
-    "place": _place,
-    "biggest": _biggest,
+    "colour": Skill(
+        ("What colour is the button?", "Which colour does the button have?", "Colour of the button?"), _colour
+    ),
+    "count": Skill(("How many boxes are there?", "Count the boxes.", "What is the number of boxes?"), _count),
+    "place": Skill(
+        ("Where is the marked item?", "Find the marked item.", "In which place is the marked item?"), _place
+    ),
+    "biggest": Skill(
+        ("What is the biggest item?", "Which item is bigger than the others?", "Name the biggest item."),
+        _biggest,
+    ),
 }
-"""What can be asked: (generator, screen) -> question, answer."""
 
 
 def draw_screen(screen: Screen) -> Image.Image:
@@ -217,7 +219,7 @@ def sample_screen_example(skill: str, seed: int | str, *, split: str) -> ScreenE
 
     Raises ValueError for an unknown split and KeyError for an unknown skill.
     """
-    ask = SCREEN_SKILLS[skill]
+    asked = SCREEN_SKILLS[skill]
     screen = sample_screen(seed, split=split)
-    question, answer = ask(random.Random(f"{skill}/{split}/{seed}"), screen)
-    return ScreenExample(skill, screen, question, answer)
+    question = random.Random(f"{skill}/{split}/{seed}").choice(asked.questions)
+    return ScreenExample(skill, screen, question, asked.answer(screen))

@@ -21,7 +21,7 @@ from scaler_wizard.inference.attention import Piece, PrefillStep, slots_attached
 from scaler_wizard.inference.experts.forward import PackedTokens, packed_logits
 from scaler_wizard.inference.experts.layers import (
     AdapterWeights,
-    JoinCache,
+    StackCache,
     adapters_attached,
     applying,
     group_weights,
@@ -213,6 +213,6 @@ class Bank:
         row = Row(0, Request(tuple(tokens), 1), tokens, len(tokens), len(tokens), len(tokens))
         row.slab = Slab(len(tokens), [row])
         step = PrefillStep([Piece(row, 0, len(tokens))], self.model.device)
-        chosen = plan_pass([weights] * len(tokens), JoinCache(), torch.device("cpu"))
+        chosen = plan_pass([weights] * len(tokens), StackCache(), torch.device("cpu"))
         with applying(chosen):
             return packed_logits(self.model, PackedTokens(tokens, range(len(tokens))), step, 0).float()

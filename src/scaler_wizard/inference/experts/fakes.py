@@ -24,13 +24,13 @@ def write_random_adapter(
     seed: int,
     invocation: Sequence[int] | None,
     rank: int = 4,
-    alpha: float = 8.0,
+    alpha: int = 8,
     targets: Sequence[str] = ALL_LINEARS,
     use_rslora: bool = False,
 ) -> Path:
     """Write a PEFT adapter of random matrices for a base, which is left as it was; returns the directory."""
     config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=alpha,  # type: ignore[arg-type]
+        task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=alpha,
         target_modules=list(targets), use_rslora=use_rslora, init_lora_weights=False,
         alora_invocation_tokens=None if invocation is None else list(invocation),
     )  # fmt: skip

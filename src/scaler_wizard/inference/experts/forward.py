@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from scaler_wizard.inference.attention import SlotStep
 from scaler_wizard.inference.experts.prompt import EmbeddedPrompt
+from scaler_wizard.models.vision import is_vision_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +64,24 @@ def _embedded_logits(model: Any, packed: PackedTokens, step: SlotStep, kept: int
     ids = torch.tensor([packed.tokens], device=device).clamp_min(0)
     embeds = model.get_input_embeddings()(ids)
     positions = torch.tensor(packed.positions, device=device).expand(3, 1, -1).clone()
+    visual = torch.zeros_like(ids, dtype=torch.bool)
+    levels: list[tuple[Tensor, ...]] = []
     for span in packed.embedded:
         place = slice(span.first, span.first + span.end - span.start)
         embeds[0, place] = span.prompt.embeds[span.start : span.end]
         positions[:, 0, place] = span.prompt.positions[:, span.start : span.end]
-    output = model(
-        inputs_embeds=embeds,
-        # A text model's positions have one axis: time.
-        position_ids=positions[0],
-        use_cache=False,
-        logits_to_keep=kept,
-        slots=step,
-    )
-    logits: Tensor = output.logits[0]
+        visual[0, place] = span.prompt.visual[span.start : span.end]
+        before = int(span.prompt.visual[: span.start].sum())
+        there = slice(before, before + int(visual[0, place].sum()))
+        levels.append(tuple(level[there] for level in span.prompt.deepstack))
+    options: dict[str, Any] = {"position_ids": positions[0]}
+    if is_vision_model(model):
+        joined = [torch.cat(level) for level in zip(*levels, strict=True)]
+        options = {"position_ids": positions, "visual_pos_masks": visual, "deepstack_visual_embeds": joined}
+    # The decoder itself: the whole model would put its own mask of visual tokens, and take no deepstack.
+    hidden = model.get_decoder()(inputs_embeds=embeds, use_cache=False, slots=step, **options)
+    chosen = kept if isinstance(kept, Tensor) else slice(-kept, None) if kept else slice(None)
+    logits: Tensor = model.get_output_embeddings()(hidden.last_hidden_state[0, chosen])
     return logits
 
 

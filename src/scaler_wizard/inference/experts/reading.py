@@ -17,7 +17,7 @@ from scaler_wizard.inference.experts.counters import Counters
 from scaler_wizard.inference.experts.forward import PackedTokens, packed_logits, tapped
 from scaler_wizard.inference.experts.layers import (
     AdapterWeights,
-    JoinCache,
+    StackCache,
     adapters_attached,
     applying,
     plan_pass,
@@ -39,13 +39,13 @@ class Reader:
         self._model: Any = bank.model
         self.device: torch.device = bank.model.device
         self._chunk = chunk
-        self._decode_joins, self._read_joins = JoinCache(), JoinCache()
+        self._decode_stacks, self._read_stacks = StackCache(), StackCache()
 
     def decode(self, rows: Sequence[RoutedRow], step: SlotStep) -> Tensor:
         """Logits [rows, vocabulary] after each row's last token, which is read."""
         positions = [at for row in rows for at in row.rotary(row.cached, row.cached + 1)]
         packed = PackedTokens([row.tokens[-1] for row in rows], positions)
-        with applying(plan_pass([row.weights for row in rows], self._decode_joins, self.device)):
+        with applying(plan_pass([row.weights for row in rows], self._decode_stacks, self.device)):
             return packed_logits(self._model, packed, step, 0)
 
     def read(self, rows: Sequence[RoutedRow], *, hidden_after: int | None = None) -> None:
@@ -86,7 +86,7 @@ class Reader:
             positions = [at for row in group for at in row.rotary(row.n_content, row.n_content + width)]
             last = torch.arange(width - 1, width * len(group), width, device=self.device)
             packed = PackedTokens(list(router.suffix) * len(group), positions)
-            with applying(plan_pass([adapter] * len(positions), self._read_joins, self.device)):
+            with applying(plan_pass([adapter] * len(positions), self._read_stacks, self.device)):
                 logits = packed_logits(self._model, packed, PrefillStep(pieces, self.device), last)
             found += [(values, _router_work(width)) for values in logits[:, labels].float()]
         return found
@@ -109,7 +109,7 @@ class Reader:
         stop: bool = False,
     ) -> None:
         packed, step = packed_tokens(pieces), PrefillStep(pieces, self.device)
-        with applying(plan_pass(adapters, self._read_joins, self.device)):
+        with applying(plan_pass(adapters, self._read_stacks, self.device)):
             # Of the logits, which nobody reads, as few as transformers allows.
             if hidden_after is None:
                 packed_logits(self._model, packed, step, 1)
