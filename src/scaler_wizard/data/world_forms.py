@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scaler_wizard.data.generators.example import first_answer
+from scaler_wizard.data.generators.words import LETTERS
 from scaler_wizard.data.world import Task
 
+REFUSAL = "I cannot do that."
 MAKE_WORDINGS = ("Make a task about {}.", "Write an exercise: {}", "Give me something to {}.")
 Label = Literal["yes", "no", "A", "B"]
 
@@ -61,33 +63,37 @@ def read_judgement(output: str) -> Judged:
 
 
 def wrong_answer(rng: random.Random, answer: str, task: Task) -> tuple[str, str]:
-    """(kind, text) of an answer that is not `answer`: words exchanged, one lost, doubled or another, or the
-    input given back."""
-    words = answer.split()
-    kinds = ["swapped", "lost", "doubled", "other", "echo"]
+    """(kind, text) of an answer that is not `answer`, each kind as often as another where it is possible.
+
+    incorrect   the right words in another order
+    format      one word lost or doubled
+    off_topic   words that have nothing to do with the task
+    verbose     the answer, and then more
+    refusal     no answer at all, where nothing is wrong with the task
+    """
+    kinds = ["incorrect", "format", "off_topic", "verbose", "refusal"]
     rng.shuffle(kinds)
     for kind in kinds:
-        text = " ".join(_damaged(rng, kind, words, task))
+        text = REFUSAL if kind == "refusal" else " ".join(_damaged(rng, kind, answer.split(), task))
         if text and text != answer:
             return kind, text
-    return "refusal", "I cannot do that."
+    return "refusal", REFUSAL
 
 
 def _damaged(rng: random.Random, kind: str, words: Sequence[str], task: Task) -> list[str]:
     changed = list(words)
-    if not changed or (kind == "swapped" and len(changed) < 2):
-        return []
+    if not changed:
+        return changed
     at = rng.randrange(len(changed))
-    if kind == "swapped":
-        other = rng.choice([place for place in range(len(changed)) if place != at])
-        changed[at], changed[other] = changed[other], changed[at]
-    elif kind == "lost":
+    if kind == "incorrect":
+        rng.shuffle(changed)
+    elif kind == "format" and rng.random() < 0.5:
         del changed[at]
-    elif kind == "doubled":
+    elif kind == "format":
         changed.insert(at, changed[at])
-    elif kind == "other":
-        pool = [word for word in task.input.split() if word != changed[at]]
-        changed[at] = rng.choice(pool) if pool else changed[at]
-    else:
-        changed = task.input.split()
+    elif kind == "off_topic":
+        there = {*task.explicit.split(), *changed}
+        changed = rng.choices([letter for letter in LETTERS if letter not in there], k=len(changed))
+    elif kind == "verbose":
+        changed += rng.choices(LETTERS, k=2)
     return changed

@@ -86,7 +86,8 @@ def _gaps(
     lab: Lab, context: PhaseContext, templated: dict[str, list[bool]]
 ) -> tuple[list[GapProof], dict[str, dict[str, list[bool]]]]:
     """Every skill asked raw, in the chat template, after worked examples and as a question with an answer."""
-    proofs, ways = [], {}
+    proofs: list[GapProof] = []
+    ways: dict[str, dict[str, list[bool]]] = {}
     for skill in SKILLS:
         asked = lab.all_questions[skill][:GAP_QUESTIONS]
         if not asked:

@@ -44,6 +44,8 @@ class MadeRow:
     """What the verifier says, where it knows. Only counted."""
     kind: str = ""
     """Where a draft is judged or mended: what was done to it; "right" where nothing."""
+    verdict: str = ""
+    """Where a draft is mended: what the judge of stage 4 said of it."""
 
     @property
     def pair(self) -> Pair:
@@ -110,6 +112,15 @@ def _agreed(row: Sequence[Sampled], confidence: float, least: float, sure: float
     elif confidence < sure:
         reason = "not confident"
     return Agreed(text, likeliest.text, likeliest.ended, agreement, confidence, reason, samples)
+
+
+def judge_agreement(rows: Sequence[MadeRow]) -> Metrics | None:
+    """How often the judge's verdict is that of the plain comparison; None where nothing was judged."""
+    judged = [row for row in rows if row.verdict or row.skill == "revise"]
+    if not judged:
+        return None
+    same = sum(row.verdict == ("yes" if row.kind == "right" else "no") for row in judged)
+    return {"same": same, "n": len(judged)}
 
 
 def precision(rows: Sequence[MadeRow]) -> Metrics:

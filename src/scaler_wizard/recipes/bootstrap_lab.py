@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -262,7 +263,7 @@ class Lab:
 
     def train(
         self, context: PhaseContext, phase: PhasePlan, rows: Sequence[TokenRow], replay: Sequence[TokenRow],
-        steps: int, share: float,
+        steps: int, share: float, learning_rate: float | None = None,
     ) -> int:  # fmt: skip
         """Train on rows with a share of replay, and merge; the optimiser steps done."""
         session = self.session
@@ -271,6 +272,8 @@ class Lab:
         if interrupted is not None:
             session.load(interrupted)
         training = session.training(phase, rows, replay, steps, share)
+        if learning_rate is not None:
+            training.settings = replace(training.settings, learning_rate=learning_rate)
         if interrupted is not None:
             session.continue_training(training, interrupted)
         session.trained_in, session.merged = context.phase, False

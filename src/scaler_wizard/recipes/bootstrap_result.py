@@ -140,7 +140,9 @@ def final_answers(lab: Lab) -> dict[str, list[bool]]:
 def gains(lab: Lab) -> list[Metrics]:
     """What each learned skill gained over the best way of asking the base, and what to call that."""
     base, after = lab.done["P0"], final_answers(lab)
-    learned = [skill for number, skill in enumerate(SKILLS, start=1) if number in passed_stages(lab)]
+    learned: list[str] = [
+        skill for number, skill in enumerate(SKILLS, start=1) if number in passed_stages(lab)
+    ]
     if not learned:
         return []
     best = {skill: base["ways"][skill][base["gaps"][skill]["best"]] for skill in learned}

@@ -5,14 +5,14 @@
 3 make       stage 2 goes on as the one who asks; what it can answer itself is a task of the kind it began as
 4 evaluate   stage 3 makes tasks and answers them; drafts are compared with its own answer, which is written
              before the verdict
-5 revise     stage 4 judges drafts; what it finds wrong is answered again, what it finds right is left alone
+5 revise     stage 4 makes, answers and judges drafts; wrong ones are answered again, right ones left alone
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scaler_wizard.data.generators.example import first_answer
 from scaler_wizard.data.world import Task
@@ -212,29 +212,23 @@ def make_judgements(lab: Lab, context: PhaseContext, batch: Batch) -> list[MadeR
 
 
 def make_revisions(lab: Lab, context: PhaseContext, batch: Batch) -> list[MadeRow]:
-    """Drafts that stage 4 judges: mended where it finds them wrong, left alone where it finds them right.
+    """Drafts that stage 4 judges: mended where they are wrong, left alone where they are right.
 
-    Its verdict must agree with the plain comparison of the draft with an answer given afresh.
+    Which is which the plain comparison with an answer given afresh decides: at the embedded model's size it
+    is right more often than the judge's own verdict, which each row keeps beside it.
     """
     found = drafts(lab, context, batch)
     offered = [(item, text) for item in found for text in (item.draft, item.own.text)]
+    most = lab.job.sampling.max_new_tokens
     asks = [
-        Ask(
-            f"{item.task.id}/{text}", lab.turn(ask_if_right(item.task, text)), lab.job.sampling.max_new_tokens
-        )
-        for item, text in offered
+        Ask(f"{item.task.id}/{text}", lab.turn(ask_if_right(item.task, text)), most) for item, text in offered
     ]
     verdicts = [row[0] for row in lab.answers(context, batch.where, f"{batch.name}-verdicts", asks)]
     rows = []
     for (item, text), verdict in zip(offered, verdicts, strict=True):
-        same = text == item.own.text
-        label = read_judgement(verdict.text).label
-        row = _judged(
-            lab, item, "revise", ask_to_fix(item.task, text), item.own.text, "right" if same else item.kind
-        )
-        if label != ("yes" if same else "no"):
-            row = row.rejected(f'its verdict: "{label}"')
-        rows.append(row)
+        kind = "right" if text == item.own.text else item.kind
+        row = _judged(lab, item, "revise", ask_to_fix(item.task, text), item.own.text, kind)
+        rows.append(replace(row, verdict=read_judgement(verdict.text).label))
     return rows
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle
 
 from scaler_wizard.data.generation_gates import (
     GenerationLimits,
@@ -21,7 +22,7 @@ from scaler_wizard.data.token_rows import TokenRow
 from scaler_wizard.data.world import SKILLS, Skill, Task
 from scaler_wizard.evals.promotion import Change
 from scaler_wizard.evals.stage_gate import Kept, StageDecision, decide_stage, next_step
-from scaler_wizard.recipes.bootstrap_data import MadeRow, kept_pairs, precision
+from scaler_wizard.recipes.bootstrap_data import MadeRow, judge_agreement, kept_pairs, precision
 from scaler_wizard.recipes.bootstrap_lab import Lab, Pair
 from scaler_wizard.recipes.bootstrap_skills import (
     Batch,
@@ -73,7 +74,7 @@ class TeachStage:
         manifest = write_records(path, map(asdict, made), about)
         data: Metrics = {
             **report, "file": str(path.relative_to(lab.run_dir.path)), "sha256": manifest.sha256,
-            "precision": precision(made),
+            "precision": precision(made), "judge": judge_agreement(made),
         }  # fmt: skip
         context.note(_data_sentence(made, data))
         if not report["passed"]:
@@ -92,7 +93,8 @@ class TeachStage:
             "stage": self.number, "skill": self.skill, "attempt": effort.attempt, "steps": steps,
             "passed": decision.passed, "next": next_step([*earlier, decision]),
             "reasons": list(decision.reasons), "weak": list(decision.weak), "decision": decision.as_dict(),
-            "accuracy": decision.correct / decision.n, "answers": answers, "samples": samples, "data": data,
+            "accuracy": decision.correct / decision.n, "kinds": self._kinds(lab, answers),
+            "answers": answers, "samples": samples, "data": data,
             "replay": effort.replay, "seconds_making": round(making, 1),
         }  # fmt: skip
 
@@ -146,7 +148,7 @@ class TeachStage:
         return lab.train(
             context, lab.plan.phase(phase_name(self.number, 1)),
             lab.rows(pairs, prompts_too=self.prompts_too), replay_rows(lab, self.number), steps,
-            effort.replay,
+            effort.replay, section.learning_rate,
         )  # fmt: skip
 
     # deciding
@@ -164,6 +166,15 @@ class TeachStage:
             for number, skill in enumerate(SKILLS[: self.number - 1], start=1)
         ]
         return decide_stage(self.skill, by_type, kept, share=section.share, least_n=lab.job.evaluation.least)
+
+    def _kinds(self, lab: Lab, answers: dict[str, list[bool]]) -> dict[str, list[int]]:
+        """[right, questions] by what was wrong with the draft that was judged or mended."""
+        found: dict[str, list[int]] = {}
+        for question, right in zip(lab.all_questions[self.skill], answers[self.skill], strict=True):
+            counts = found.setdefault(question.kind, [0, 0])
+            counts[0] += right
+            counts[1] += 1
+        return {kind: counts for kind, counts in sorted(found.items()) if kind}
 
     def _attempts(self, lab: Lab) -> list[Metrics]:
         """Metrics of this stage's earlier attempts."""
@@ -201,11 +212,32 @@ def known_tasks(lab: Lab) -> list[str]:
 
 
 def replay_rows(lab: Lab, number: int) -> list[TokenRow]:
-    """What is replayed in a stage: rows of all earlier stages, and text sampled from the base itself."""
-    rows: list[TokenRow] = list(lab.text_rows(lab.base_texts()))
+    """What is replayed, as many tokens of each: text that the base wrote, rows of every earlier stage."""
+    sources: list[list[TokenRow]] = [list(lab.text_rows(lab.base_texts()))]
     for earlier in range(1, number):
         if lab.has_passed(earlier):
-            rows += lab.rows(stage_pairs(lab, earlier), prompts_too=STAGES[earlier - 1].prompts_too)
+            sources.append(
+                list(lab.rows(stage_pairs(lab, earlier), prompts_too=STAGES[earlier - 1].prompts_too))
+            )
+    return balanced(sources)
+
+
+def balanced(sources: Sequence[Sequence[TokenRow]]) -> list[TokenRow]:
+    """Rows of every source; smaller ones are repeated until all have as many tokens, give or take a row.
+
+    By rows alone the judgements of stage 4, twice as many and twice as long, were most of what stage 5 saw:
+    it forgot a tenth of stages 2 and 3.
+    """
+    filled = [source for source in sources if source]
+    most = max((sum(len(row.ids) for row in source) for source in filled), default=0)
+    rows: list[TokenRow] = []
+    for source in filled:
+        tokens = 0
+        for row in cycle(source):
+            rows.append(row)
+            tokens += len(row.ids)
+            if tokens >= most:
+                break
     return rows
 
 

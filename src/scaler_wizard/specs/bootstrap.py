@@ -50,6 +50,8 @@ class StageSection(Spec):
     """Prompts that data is made for at first; a failed gate makes more where it is weak."""
     steps: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Optimiser steps; training.max_steps when empty."""
+    learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
+    """Peak learning rate; that of all stages when empty."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Gate: the lower end of the 95% interval of the share of right answers must reach this."""
     replay: Annotated[float, Field(ge=0, le=0.9)] = 0.4

@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 
 from scaler_wizard.errors import UnknownKeyError
 from scaler_wizard.specs.base import inner_model, key_of, nearest_key
+from scaler_wizard.specs.bootstrap import BootstrapJob
 from scaler_wizard.specs.cockpit import CockpitPayload
 from scaler_wizard.specs.continual import ContinualConfig
 from scaler_wizard.specs.experts import ExpertsJob
@@ -62,6 +63,11 @@ def config_schema() -> dict[str, Any]:
 def experts_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of an `experts` job file."""
     return _schema(ExpertsJob, "experts_schema.json")
+
+
+def bootstrap_schema() -> dict[str, Any]:
+    """specs/bootstrap_schema.json: JSON Schema (2020-12) of a `bootstrap` job."""
+    return _schema(BootstrapJob, "bootstrap_schema.json")
 
 
 def field_help(path: str, model: type[BaseModel] = GrowJob) -> FieldHelp:
@@ -126,6 +132,16 @@ def experts_page() -> str:
     )
 
 
+def bootstrap_page() -> str:
+    """docs/bootstrap_job.md: every key of a `bootstrap` job with type, default and description."""
+    return _page(
+        "The bootstrap job file",
+        "`configs/bootstrap.yaml` is one to start from, `scaler sign` writes the contract; docs/bootstrap.md\n"
+        "says what becomes of it. The same rules as JSON Schema: `specs/bootstrap_schema.json`.",
+        BootstrapJob,
+    )
+
+
 def _page(title: str, about: str, model: type[BaseModel]) -> str:
     lines = [
         f"# {title}",
@@ -145,9 +161,11 @@ def _page(title: str, about: str, model: type[BaseModel]) -> str:
 def generated_files() -> dict[str, str]:
     """Path under the repository root -> text of every generated file."""
     return {
+        "docs/bootstrap_job.md": bootstrap_page(),
         "docs/config.md": config_page(),
         "docs/experts_job.md": experts_page(),
         "docs/job.md": job_page(),
+        "specs/bootstrap_schema.json": _json(bootstrap_schema()),
         "specs/cockpit_schema.json": _json(cockpit_schema()),
         "specs/config_schema.json": _json(config_schema()),
         "specs/experts_schema.json": _json(experts_schema()),
