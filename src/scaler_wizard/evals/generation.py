@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from scaler_wizard.data.progress import OnProgress, no_progress
 from scaler_wizard.evals.tokenizing import Tokenizer
 from scaler_wizard.inference.generate import generate, stop_token_ids
 from scaler_wizard.inference.logits import LogitProcessor
 from scaler_wizard.inference.modes import InferenceLimits
-from scaler_wizard.inference.progress import OnProgress, no_progress
 from scaler_wizard.inference.requests import Request
 
 __all__ = ["generate_batch", "stop_token_ids"]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from scaler_wizard.data.generators.needles import needle_document
+from scaler_wizard.data.progress import OnProgress, no_progress
 from scaler_wizard.evals.results import DepthAccuracy, NeedleResult, Proportion
 from scaler_wizard.evals.retrieval import (
     RetrievalItem,
@@ -24,7 +25,6 @@ from scaler_wizard.evals.retrieval import (
 )
 from scaler_wizard.evals.settings import ProbeSettings
 from scaler_wizard.evals.tokenizing import Tokenizer
-from scaler_wizard.inference.progress import OnProgress, no_progress
 
 
 def needle_items(

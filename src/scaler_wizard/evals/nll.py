@@ -13,13 +13,13 @@ from statistics import fmean
 
 from torch import nn
 
+from scaler_wizard.data.progress import OnProgress, no_progress
 from scaler_wizard.evals.documents import last_window, prefix_ids, windows
 from scaler_wizard.evals.results import NllResult, PositionBin, ShortNllResult
 from scaler_wizard.evals.settings import ProbeSettings
 from scaler_wizard.evals.statistics import Interval, MeanEstimate, mean_estimate, paired_difference
 from scaler_wizard.evals.tokenizing import Tokenizer
 from scaler_wizard.inference.modes import vocabulary_size
-from scaler_wizard.inference.progress import OnProgress, no_progress
 from scaler_wizard.inference.scoring import score_positions, score_targets
 
 

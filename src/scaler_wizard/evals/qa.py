@@ -16,12 +16,12 @@ from typing import Final
 
 from torch import nn
 
+from scaler_wizard.data.progress import OnProgress, no_progress
 from scaler_wizard.evals.documents import last_window, prefix_ids, text_ids
 from scaler_wizard.evals.results import Proportion, QaResult
 from scaler_wizard.evals.retrieval import continuation_ids
 from scaler_wizard.evals.settings import ProbeSettings
 from scaler_wizard.evals.tokenizing import Tokenizer
-from scaler_wizard.inference.progress import OnProgress, no_progress
 from scaler_wizard.inference.scoring import score_targets
 
 CHOICES: Final = 4

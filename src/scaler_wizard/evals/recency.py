@@ -8,6 +8,7 @@ from functools import partial
 from torch import nn
 
 from scaler_wizard.data.generators.needles import NeedleExample, fact_line, recency_document
+from scaler_wizard.data.progress import OnProgress, no_progress
 from scaler_wizard.evals.results import Proportion, RecencyResult
 from scaler_wizard.evals.retrieval import (
     RetrievalItem,
@@ -22,7 +23,6 @@ from scaler_wizard.evals.retrieval import (
 )
 from scaler_wizard.evals.settings import ProbeSettings
 from scaler_wizard.evals.tokenizing import Tokenizer
-from scaler_wizard.inference.progress import OnProgress, no_progress
 
 
 def recency_items(

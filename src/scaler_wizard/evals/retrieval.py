@@ -21,12 +21,12 @@ from torch import nn
 
 from scaler_wizard.data.generators.needles import NeedleExample, fact_line, query
 from scaler_wizard.data.generators.words import VALUES, single_token_words
+from scaler_wizard.data.progress import OnProgress, no_progress
 from scaler_wizard.errors import EmptyDataError, IncompatibleModelError
 from scaler_wizard.evals.common_words import COMMON_WORDS
 from scaler_wizard.evals.documents import last_window, prefix_ids, text_ids, token_stream
 from scaler_wizard.evals.settings import ProbeSettings, Scoring
 from scaler_wizard.evals.tokenizing import Tokenizer
-from scaler_wizard.inference.progress import OnProgress, no_progress
 from scaler_wizard.inference.scoring import score_positions
 
 MIN_WORDS = 16

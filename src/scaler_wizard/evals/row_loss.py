@@ -8,8 +8,8 @@ from statistics import fmean
 import numpy as np
 from torch import nn
 
+from scaler_wizard.data.progress import OnProgress, no_progress
 from scaler_wizard.data.token_rows import TokenRow
-from scaler_wizard.inference.progress import OnProgress, no_progress
 from scaler_wizard.inference.scoring import score_positions
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
+from scaler_wizard.data.progress import OnProgress, no_progress
 from scaler_wizard.evals.generation import generate_batch
 from scaler_wizard.evals.results import Proportion, SanityResult
 from scaler_wizard.evals.settings import ProbeSettings
 from scaler_wizard.evals.tasks import encode_prompt
 from scaler_wizard.evals.tokenizing import Tokenizer
-from scaler_wizard.inference.progress import OnProgress, no_progress
 
 # The longest period looked for, and how many times in a row it must come to count as being stuck.
 MAX_PERIOD = 16

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
+from scaler_wizard.data.progress import OnProgress
 from scaler_wizard.evals.context_gate import ContextMeasurements
 from scaler_wizard.evals.multi_key import multi_key_probe
 from scaler_wizard.evals.needle import needle_probe
@@ -22,7 +23,6 @@ from scaler_wizard.evals.settings import ProbeSettings
 from scaler_wizard.evals.tasks import TaskRow, task_probe
 from scaler_wizard.evals.tokenizing import Tokenizer
 from scaler_wizard.inference.backoff import InferenceRoom
-from scaler_wizard.inference.progress import OnProgress
 from scaler_wizard.specs.grow import EvaluationSection
 
 Losses = list[list[float]]

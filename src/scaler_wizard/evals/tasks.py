@@ -17,6 +17,7 @@ from torch import nn
 from scaler_wizard.data.answers import normalise
 from scaler_wizard.data.formats import Conversation
 from scaler_wizard.data.generators.example import Example
+from scaler_wizard.data.progress import OnProgress, no_progress
 from scaler_wizard.errors import EmptyDataError
 from scaler_wizard.evals.documents import text_ids
 from scaler_wizard.evals.generation import generate_batch
@@ -24,7 +25,6 @@ from scaler_wizard.evals.results import Proportion, TaskResult
 from scaler_wizard.evals.settings import ProbeSettings
 from scaler_wizard.evals.tokenizing import Tokenizer
 from scaler_wizard.inference.logits import LogitProcessor
-from scaler_wizard.inference.progress import OnProgress, no_progress
 
 MAX_REFERENCE_CHARACTERS = 64
 SHOWN_SAMPLES = 12

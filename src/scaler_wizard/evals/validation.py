@@ -22,6 +22,7 @@ from scaler_wizard.data.generators import DIFFICULTIES, EXPERT_SKILLS, GENERATOR
 from scaler_wizard.data.profiles import Profile
 from scaler_wizard.data.profiles.emoji_think import EMOJI_THINK
 from scaler_wizard.data.profiles.none import NONE
+from scaler_wizard.data.progress import OnProgress
 from scaler_wizard.data.rows import BadRows
 from scaler_wizard.data.split import row_position
 from scaler_wizard.errors import EmptyDataError, RowError, SpecError
@@ -30,7 +31,6 @@ from scaler_wizard.evals.settings import ProbeSettings
 from scaler_wizard.evals.tasks import TaskRow, row_from_conversation, row_from_example, task_probe
 from scaler_wizard.evals.tokenizing import Tokenizer
 from scaler_wizard.inference.logits import LogitProcessor
-from scaler_wizard.inference.progress import OnProgress
 from scaler_wizard.specs.continual import ValidationSection
 from scaler_wizard.specs.sections import DatasetSection
 

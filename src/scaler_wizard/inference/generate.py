@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from scaler_wizard.data.progress import OnProgress, no_progress
 from scaler_wizard.inference.attention import supports_slots
 from scaler_wizard.inference.engine import serving
 from scaler_wizard.inference.modes import InferenceLimits, current_limits, measuring
-from scaler_wizard.inference.progress import OnProgress, no_progress
 from scaler_wizard.inference.requests import Generation, Request
 from scaler_wizard.inference.whole_rows import generate_group, group_requests
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scaler_wizard.data.progress import OnProgress, no_progress
 from scaler_wizard.inference.modes import (
     InferenceLimits,
     current_limits,
@@ -24,7 +25,6 @@ from scaler_wizard.inference.modes import (
     reset_rotary,
     vocabulary_size,
 )
-from scaler_wizard.inference.progress import OnProgress, no_progress
 
 # Rows share a batch when the shortest is at least this share of the longest: at most a fifth is padding.
 MIN_FILL = 0.8

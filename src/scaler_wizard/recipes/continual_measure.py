@@ -17,6 +17,7 @@ import numpy as np
 from scaler_wizard.data.formats import Conversation
 from scaler_wizard.data.lesson import Lesson, Replay, read_lesson, read_replay
 from scaler_wizard.data.profiles import find_profile
+from scaler_wizard.data.progress import no_progress
 from scaler_wizard.data.token_rows import TokenRow
 from scaler_wizard.evals.guided import processor_of
 from scaler_wizard.evals.profiled import dress_of, in_profile
@@ -31,7 +32,6 @@ from scaler_wizard.evals.validation import (
     validation_set,
 )
 from scaler_wizard.inference.logits import LogitProcessor
-from scaler_wizard.inference.progress import no_progress
 from scaler_wizard.recipes.continual_parent import Parent
 from scaler_wizard.recipes.session import ModelSession
 from scaler_wizard.report.timeline import QUICK_LOOK

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from scaler_wizard.data.progress import OnProgress
 from scaler_wizard.data.routing import RoutingRow, RoutingSet
 from scaler_wizard.evals.routing import over_seeds, score_routing
 from scaler_wizard.evals.tasks import normalise
@@ -16,7 +17,6 @@ from scaler_wizard.inference.experts.engine import routed_serving
 from scaler_wizard.inference.experts.prompt import BASE, Prompt, RoutedAnswer
 from scaler_wizard.inference.experts.routing import Router
 from scaler_wizard.inference.experts.served import Served
-from scaler_wizard.inference.progress import OnProgress
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.runs.phase import Metrics
 from scaler_wizard.specs.experts import ExpertsJob

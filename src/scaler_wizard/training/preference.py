@@ -19,8 +19,8 @@ from torch import Tensor
 
 from scaler_wizard.data.batches import MicroBatch, pack
 from scaler_wizard.data.pair_batches import PairMicroBatch, TokenPair, collate_pairs
+from scaler_wizard.data.progress import OnProgress, no_progress
 from scaler_wizard.errors import CheckpointError, ReferenceMismatchError
-from scaler_wizard.inference.progress import OnProgress, no_progress
 from scaler_wizard.losses.dpo import dpo_loss
 from scaler_wizard.losses.log_probs import PairScores, SequenceLogProbs, pair_scores, sequence_log_probs
 from scaler_wizard.losses.orpo import orpo_loss

@@ -1,4 +1,4 @@
-"""How long inference reports progress: `on_progress(done, total)` in requests or rows. Torch-free."""
+"""How long work reports progress: `on_progress(done, total)` in requests or rows. Torch-free."""
 
 from __future__ import annotations
 
