@@ -39,6 +39,9 @@ from scaler_wizard.training.out_of_memory import release_memory
 if TYPE_CHECKING:
     from scaler_wizard.recipes.session import ModelSession, Training
 
+WORTH_RAISING = 1.25
+"""A micro-batch becomes larger after the first step only where it becomes so much larger."""
+
 
 def steps_within_memory(
     session: ModelSession,
@@ -145,7 +148,7 @@ class _Keeper:
             read_facts(session.path, allow_remote_code=session.remote_code), planned, ran=ran,
             measured=peak, limit=self.context.memory_limit.limit_bytes, least=batches.longest, most=most,
         )  # fmt: skip
-        if tokens == planned.micro_batch_tokens:
+        if planned.micro_batch_tokens <= tokens < WORTH_RAISING * planned.micro_batch_tokens:
             return
         training.sizes.change(1, tokens)
         self.mark(active=True)

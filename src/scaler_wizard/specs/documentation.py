@@ -137,7 +137,8 @@ def bootstrap_page() -> str:
     return _page(
         "The bootstrap job file",
         "`configs/bootstrap.yaml` is one to start from, `scaler sign` writes the contract;\n"
-        "docs/bootstrap.md says what becomes of it. The same rules as JSON Schema: `specs/bootstrap_schema.json`.",
+        "docs/bootstrap.md says what becomes of it. The same rules as JSON Schema:\n"
+        "`specs/bootstrap_schema.json`.",
         BootstrapJob,
     )
 
