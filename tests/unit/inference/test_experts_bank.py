@@ -12,12 +12,19 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from scaler_wizard.errors import ExpertError, ModelError, UnknownExpertError, UnsafeWeightsError
+from scaler_wizard.errors import (
+    ExpertError,
+    IncompatibleModelError,
+    ModelError,
+    UnknownExpertError,
+    UnsafeWeightsError,
+)
 from scaler_wizard.inference.experts.bank import Bank
 from scaler_wizard.inference.experts.engine import answer_all, routed_serving
 from scaler_wizard.inference.experts.fakes import write_random_adapter
 from scaler_wizard.inference.experts.prompt import Prompt, RoutedRequest
 from scaler_wizard.models.adapter_io import CONFIG_FILE, WEIGHTS_FILE, save_adapter, wrap
+from scaler_wizard.models.rope import RopeSetting, apply_rope
 from scaler_wizard.models.tiny import tiny_model
 
 torch.set_num_threads(1)
@@ -182,6 +189,15 @@ def test_other_kinds_and_pickles_are_refused(model: Any, good: Path, tmp_path: P
     set_config(good, peft_type="PREFIX_TUNING", num_virtual_tokens=3)
     (good / CONFIG_FILE).write_text(json.dumps({"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 3}))
     refused(model, good, "PREFIX_TUNING")
+
+
+def test_bases_that_cannot_share_a_prefill_are_refused() -> None:
+    dynamic = tiny_model("llama")
+    apply_rope(dynamic, RopeSetting("dynamic", 32, 128))
+    with pytest.raises(IncompatibleModelError, match="depend on the whole row"):
+        Bank(dynamic)
+    with pytest.raises(IncompatibleModelError, match="gpt2"):
+        Bank(tiny_model("gpt2"))
 
 
 def test_the_bank_leaves_the_model_as_it_was(model: Any, good: Path) -> None:

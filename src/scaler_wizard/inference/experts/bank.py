@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
-from scaler_wizard.errors import ExpertError, UnknownExpertError
+from scaler_wizard.errors import ExpertError, IncompatibleModelError, UnknownExpertError
 from scaler_wizard.inference.attention import Piece, PrefillStep, slots_attached, supports_slots
 from scaler_wizard.inference.experts.forward import PackedTokens, packed_logits
 from scaler_wizard.inference.experts.layers import (
@@ -80,10 +80,18 @@ class Bank:
     def __init__(self, model: nn.Module) -> None:
         """
         Args:
-            model: a base model that `supports_slots`, without an adapter.
+            model: a base model, without an adapter.
+
+        Raises:
+            IncompatibleModelError: its attention cannot go on from keys and values that others made.
         """
-        assert supports_slots(model)
         assert base_model(model) is model, "a bank adapts the base, not a model with an adapter"
+        if not supports_slots(model):
+            raise IncompatibleModelError(
+                f"experts on a {type(model).__name__} whose attention or positions depend on the whole row",
+                "causal softmax attention whose rotary frequencies do not follow the length",
+                "take another base, or another RoPE method (yarn, llama3, linear, ntk)",
+            )
         self.model: Any = model
         self.linears = adaptable_linears(model)
         self._adapters: dict[str, Adapter] = {}

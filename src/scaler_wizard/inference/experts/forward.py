@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from scaler_wizard.errors import IncompatibleModelError
 from scaler_wizard.inference.attention import SlotStep
 from scaler_wizard.inference.experts.prompt import EmbeddedPrompt
 from scaler_wizard.models.vision import is_vision_model
@@ -121,6 +122,16 @@ def tapped(model: Any, layer: int, *, stop: bool = False) -> Iterator[list[Tenso
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:
-    """The decoder layers of a causal language model, text part of a vision-language model included."""
-    layers: nn.ModuleList = model.get_decoder().layers
+    """The decoder layers of a causal language model, text part of a vision-language model included.
+
+    Raises:
+        IncompatibleModelError: an architecture that keeps them elsewhere.
+    """
+    layers = getattr(model.get_decoder(), "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise IncompatibleModelError(
+            f"experts on a {model.config.model_type} model",
+            "a base with decoder layers of linear maps: the Llama, Qwen, Gemma, Mistral or Phi families",
+            "take a base of one of these families",
+        )
     return layers

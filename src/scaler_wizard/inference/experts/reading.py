@@ -5,7 +5,7 @@ Training a router reads with `observe`, serving with the same functions: what it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import torch
@@ -70,7 +70,7 @@ class Reader:
         adapter = None if router.adapter is None else self._bank.adapter(router.adapter).weights
         if router.kind == "suffix":
             return self._suffix_logits(router, adapter, rows)
-        return [(self._early(router, adapter, row), _router_work(row.n_content)) for row in rows]
+        return self._early(router, adapter, rows)
 
     def _suffix_logits(
         self, router: Observed, adapter: AdapterWeights | None, rows: Sequence[RoutedRow]
@@ -91,14 +91,19 @@ class Reader:
             found += [(values, _router_work(width)) for values in logits[:, labels].float()]
         return found
 
-    def _early(self, router: Observed, adapter: AdapterWeights | None, row: RoutedRow) -> Tensor:
-        """Mean hidden state of a pass over the content with the router's adapter, in a slot of its own."""
-        scratch = content_row(row.index, row.prompt)
-        give_slots([scratch])
-        for pieces in pack_pieces([Piece(scratch, 0, scratch.n_content)], self._chunk):
-            adapters = [adapter] * sum(piece.end - piece.start for piece in pieces)
-            self._pass(pieces, adapters, router.layer, stop=True)
-        return mean_hidden(scratch)
+    def _early(
+        self, router: Observed, adapter: AdapterWeights | None, rows: Sequence[RoutedRow]
+    ) -> list[tuple[Tensor, Counters]]:
+        """Mean hidden states of a pass over the contents with the router's adapter, in slots of its own."""
+        found: list[tuple[Tensor, Counters]] = []
+        for group in _groups(rows, self._chunk):
+            scratch = [content_row(row.index, row.prompt) for row in group]
+            give_slots(scratch)
+            for pieces in pack_pieces([Piece(row, 0, row.n_content) for row in scratch], self._chunk):
+                adapters = [adapter] * sum(piece.end - piece.start for piece in pieces)
+                self._pass(pieces, adapters, router.layer, stop=True)
+            found += [(mean_hidden(row), _router_work(row.n_content)) for row in scratch]
+        return found
 
     def _pass(
         self,
@@ -122,6 +127,18 @@ class Reader:
 def _routed(piece: Piece) -> RoutedRow:
     assert isinstance(piece.row, RoutedRow)
     return piece.row
+
+
+def _groups(rows: Sequence[RoutedRow], most: int) -> Iterator[list[RoutedRow]]:
+    """Consecutive rows of at most so many content tokens together; a longer one stands alone."""
+    group: list[RoutedRow] = []
+    for row in rows:
+        if group and sum(held.n_content for held in group) + row.n_content > most:
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
 
 
 def _router_work(n_tokens: int) -> Counters:
