@@ -7,6 +7,7 @@ base model, so that the base's keys and values of the content serve every such a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from scaler_wizard.data.token_rows import TokenRow, TokenRows
 from scaler_wizard.errors import IncompatibleModelError, RowError
 
 
-def activate(rows: Sequence[TokenRow], invocation: Sequence[int]) -> TokenRows:
+def activate(rows: Sequence[TokenRow], invocation: Sequence[int]) -> Sequence[TokenRow]:
     """The rows with `active_from` at the last invocation that ends before the last answer begins.
 
     PEFT activates at the last occurrence in the whole sequence; here tokens of the answer do not count: an
@@ -27,7 +28,9 @@ def activate(rows: Sequence[TokenRow], invocation: Sequence[int]) -> TokenRows:
     """
     assert len(invocation) > 0
     wanted = np.asarray(invocation, dtype=np.int64)
-    return TokenRows.of(_activated(rows, wanted))
+    if isinstance(rows, TokenRows):
+        return TokenRows.of(_activated(rows, wanted))
+    return list(_activated(rows, wanted))
 
 
 def _activated(rows: Sequence[TokenRow], wanted: Any) -> Iterator[TokenRow]:
@@ -44,7 +47,7 @@ def _activated(rows: Sequence[TokenRow], wanted: Any) -> Iterator[TokenRow]:
             )
         trained = row.trained.copy()
         trained[:start] = False
-        yield TokenRow(row.number, row.ids, trained, start)
+        yield replace(row, trained=trained, active_from=start)
 
 
 def _answer_start(row: TokenRow) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from pathlib import Path
@@ -9,9 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
+from scaler_wizard.data.images import read_image
 from scaler_wizard.errors import ModelError, ScalerError
 from scaler_wizard.inference.experts.bank import Bank
+from scaler_wizard.inference.experts.images import chat_prompt
 from scaler_wizard.inference.experts.prompt import Prompt
 from scaler_wizard.inference.experts.routers import (
     RouterRow,
@@ -28,6 +32,8 @@ from scaler_wizard.inference.experts.routers import (
 from scaler_wizard.inference.experts.routers.rows import RouterSteps
 from scaler_wizard.models.hashing import state_hash
 from scaler_wizard.models.tiny import tiny_model
+from scaler_wizard.models.tiny_vision import tiny_vision_model, tiny_vision_processor
+from scaler_wizard.models.vision import ImageEncoder
 from scaler_wizard.planning.router import suggest_router
 
 LABELS = ("left", "right", "up")
@@ -119,11 +125,13 @@ def test_the_temperature_flattens_and_never_reorders() -> None:
 def test_every_row_is_taken_once_an_epoch_in_an_order_of_the_epochs_own() -> None:
     held = rows(10, 3)
     steps = RouterSteps(held, TOKENS.suffix, batch_rows=2, step_rows=5, seed=0)
-    taken: list[list[Prompt]] = []
+    taken: list[list[tuple[int, ...]]] = []
     for epoch in range(2):
         batches = [m for index in (0, 1) for m in steps.step(2 * epoch + index).micro_batches]
-        taken.append([prompt for batch in batches for prompt in batch.prompts])  # type: ignore[attr-defined]
-    assert [{prompt.tokens for prompt in epoch} for epoch in taken] == [{r.prompt.tokens for r in held}] * 2
+        parts = [part for m in batches for part in m.input_ids[0].split(list(m.segment_lengths))]
+        taken.append([tuple(part.tolist()) for part in parts])
+    whole = sorted((*r.prompt.tokens, *TOKENS.suffix) for r in held)
+    assert [sorted(epoch) for epoch in taken] == [whole, whole]
     assert taken[0] != taken[1]
     assert [m.n_labels for m in steps.step(0).micro_batches] == [2, 2, 1]
 
@@ -161,3 +169,32 @@ def test_hostile_weights_are_refused(bank: Bank, tmp_path: Path) -> None:
     (tmp_path / "router.safetensors").write_bytes(b"\x80\x04pickle")
     with pytest.raises(ModelError, match="cannot be read"):
         load_router(tmp_path, bank)
+
+
+@pytest.mark.parametrize("kind", ["suffix", "early"])
+def test_pictures_are_trained_as_the_engine_reads_them(kind: str, tmp_path: Path) -> None:
+    model = tiny_vision_model(tied=False).eval()
+    encoder = ImageEncoder(model, tiny_vision_processor())
+    held = []
+    for number in range(12):
+        image = Image.new("RGB", (64, 32 + 32 * (number % 2)), (200 * (number % 2), 20 * number, 90))
+        file = io.BytesIO()
+        image.save(file, format="PNG")
+        text = [{"type": "image"}, {"type": "text", "text": "ab"[number % 2]}]
+        prompt = chat_prompt(encoder, [{"role": "user", "content": text}], [read_image(file.getvalue())])
+        held.append(RouterRow(prompt, number % 2))
+    held.append(RouterRow(Prompt((5, 6, 7)), 0))
+    bank = Bank(model)
+    settings = suggest_router(13, parameters=1, vision=True, learning_rate=1e-2, max_steps=8)
+    if kind == "early":
+        found = train_early_router(
+            bank, LABELS[:2], held, held, settings=settings, directory=tmp_path, layer=2
+        )
+    else:
+        tokens = RouterTokens(TOKENS.suffix, TOKENS.label_tokens[:2])
+        found = train_suffix_router(
+            bank, LABELS[:2], held, held, tokens=tokens, settings=settings, directory=tmp_path
+        )
+    nll = float(torch.nn.functional.cross_entropy(found.val_logits, torch.tensor([r.label for r in held])))
+    assert min(look.nll for look in found.looks) == pytest.approx(nll, abs=1e-4)
+    assert found.looks[-1].nll < found.looks[0].nll

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scaler_wizard.data.batches import IGNORED, MicroBatch, Step
+from scaler_wizard.data.batches import MicroBatch, Step, collate
+from scaler_wizard.data.token_rows import TokenRow
 from scaler_wizard.inference.experts.prompt import Prompt
 
 
@@ -27,26 +28,23 @@ class RouterRow:
 class RouterBatch(MicroBatch):
     """A packed forward pass over contents; its targets are labels, one a segment, and no tokens."""
 
-    prompts: tuple[Prompt, ...] = ()
     targets: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     """Labels [segments], int64."""
 
 
 def router_batch(rows: Sequence[RouterRow], suffix: Sequence[int]) -> RouterBatch:
     """Rows packed one after the other, each with the suffix behind it; an adapter is active on the suffix."""
-    parts = [(*row.prompt.tokens, *suffix) for row in rows]
-    lengths = tuple(len(part) for part in parts)
+    packed = collate(_token_row(row, suffix) for row in rows)
+    fields = {field.name: getattr(packed, field.name) for field in dataclasses.fields(packed)}
+    targets = torch.tensor([row.label for row in rows])
+    return RouterBatch(**{**fields, "n_labels": len(rows)}, targets=targets)
+
+
+def _token_row(row: RouterRow, suffix: Sequence[int]) -> TokenRow:
     # A visual token's id is negative: it stands for its image and has no embedding.
-    ids = torch.tensor([token for part in parts for token in part]).clamp_min(0)
-    bounds = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
-    positions = torch.cat([torch.arange(length) for length in lengths])
-    active = torch.cat([torch.arange(length) >= length - len(suffix) for length in lengths])
-    return RouterBatch(
-        input_ids=ids[None], position_ids=positions[None], labels=torch.full_like(ids, IGNORED)[None],
-        segment_lengths=lengths, cu_seqlens=bounds, n_labels=len(rows),
-        active=active[None] if suffix else None,
-        prompts=tuple(row.prompt for row in rows), targets=torch.tensor([row.label for row in rows]),
-    )  # fmt: skip
+    ids = np.maximum(np.array([*row.prompt.tokens, *suffix], dtype=np.int64), 0).astype(np.int32)
+    active_from = len(row.prompt.tokens) if suffix else None
+    return TokenRow(row.label, ids, np.zeros(len(ids), np.bool_), active_from, row.prompt.embedded)
 
 
 class RouterSteps:
