@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from scaler_wizard.cli.demo_continual import play
+from scaler_wizard.cli.demo_experts import ask_experts
 from scaler_wizard.cli.demo_words import print_story
 from scaler_wizard.cli.hosting import finish, host_run
 from scaler_wizard.cli.options import JsonOption, WorkspaceOption, new_workspace, print_json
@@ -75,6 +76,23 @@ def bootstrap(
     space = new_workspace(workspace or Path("demo-bootstrap"))
     asset = "demo_bootstrap_full.yaml" if full else "demo_bootstrap.yaml"
     finish(space, console, _host(space, console, asset, seed), json=json)
+
+
+@app.command()
+def experts(
+    workspace: WorkspaceOption = None,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    json: JsonOption = False,
+) -> None:
+    """Four experts on skills that the embedded model lacks, one router, then 32 mixed questions."""
+    console = Console()
+    space = new_workspace(workspace or Path("demo-experts"))
+    outcome = _host(space, console, "demo_experts.yaml", seed)
+    if outcome["status"] == "completed":
+        run_dir = space.run_dir(str(outcome["run"]))
+        asked = ask_experts(space, console, run_dir)
+        run_dir.write_result({**(run_dir.result() or {}), "asked": asked})
+    finish(space, console, outcome, json=json)
 
 
 def _host(space: Workspace, console: Console, asset: str, seed: int) -> dict[str, Any]:

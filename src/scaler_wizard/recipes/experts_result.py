@@ -43,7 +43,7 @@ def experts_result(job: ExpertsJob, plan: Plan, run_dir: RunDir, done: Mapping[s
         },
         "experts": {
             "labels": list(job.labels),
-            "dataset": {key: done["P0"][key] for key in ("counts", "groups", "ambiguous_groups", "digest")},
+            "dataset": dict(done["P0"]),
             "adapters": done["P1"]["adapters"],
             "ladder": routers["ladder"],
             "chosen": routers["chosen"],

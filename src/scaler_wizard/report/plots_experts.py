@@ -1,0 +1,102 @@
+"""Pictures of an `experts` run: where each expert's inputs were sent, and who answers how well."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from scaler_wizard.report.plots import Chart
+from scaler_wizard.report.record import Record
+from scaler_wizard.report.svg import INK, draw, label
+from scaler_wizard.report.table import Column, Table
+from scaler_wizard.report.tables_experts import answers_table, experts_of, labels_of
+from scaler_wizard.report.values import Interval, interval, items, mapping, number, text, whole
+
+ROW_UNITS = 26
+MOST_LABELS = 24
+STRONG = 0.6
+"""Opacity of a full cell: its number stays readable in both themes."""
+
+
+def confusion_chart(record: Record) -> Chart | None:
+    """A matrix: whose inputs (rows) were sent to whom (columns)."""
+    found = experts_of(record)
+    labels, cells = labels_of(found), _confusion(found)
+    if not labels or len(labels) > MOST_LABELS or len(cells) != len(labels):
+        return None
+
+    def paint(figure: Figure) -> None:
+        _matrix(figure.add_subplot(xlabel="sent to", ylabel="inputs of"), labels, cells)
+
+    wrong = sum(n for i, row in enumerate(cells) for j, n in enumerate(row) if i != j)
+    total = sum(map(sum, cells))
+    rows = tuple((name, *(f"{n:,}" for n in row)) for name, row in zip(labels, cells, strict=True))
+    columns = (Column("inputs of"), *(Column(f"to {name}", True) for name in labels))
+    return Chart(
+        "confusion", "Where inputs were sent",
+        f"{wrong:,} of {total:,} held-out inputs went to another expert.",
+        "Matrix: one row for the inputs of each expert, one column for where the router sent them; the number "
+        "counts inputs, the shade is their share of the row.",
+        draw("confusion", 90 + ROW_UNITS * len(labels), paint), Table("Inputs sent", columns, rows),
+    )  # fmt: skip
+
+
+def settings_chart(record: Record) -> Chart | None:
+    """Right answers in every setting, with intervals."""
+    found = experts_of(record)
+    table = answers_table(found)
+    settings = mapping(mapping(found.get("end_to_end")).get("settings"))
+    known = [
+        _side(mapping(side)) for side in settings.values() if number(mapping(side).get("value")) is not None
+    ]
+    if table is None or not known:
+        return None
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot(xlabel="right answers (share)", xlim=(-0.03, 1.03))
+        for at, (_, value, (low, high)) in enumerate(known):
+            axes.hlines(at, low, high, color=INK.after, linewidth=2.0)
+            axes.plot([value], [at], "o", color=INK.after)
+        axes.set_yticks(range(len(known)), [label(name, 24) for name, _, _ in known])
+        axes.set_ylim(len(known) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+
+    best = max(known, key=lambda item: item[1])
+    return Chart(
+        "settings", "Who answers how well", f"Most right answers: {best[0]}, {best[1]:.3f}.",
+        "Dot chart: one row for each way to answer the same held-out inputs; points are shares of right "
+        "answers, lines their 95% intervals.",
+        draw("settings", 90 + 34 * len(known), paint), table,
+    )  # fmt: skip
+
+
+def _confusion(found: Mapping[str, Any]) -> list[list[int]]:
+    rows = items(mapping(found.get("routing")).get("confusion"))
+    return [[whole(n) or 0 for n in items(row)][: len(rows)] for row in rows]
+
+
+def _side(side: Mapping[str, Any]) -> tuple[str, float, Interval]:
+    value = number(side.get("value")) or 0.0
+    return text(side.get("words"), 40), value, interval(side.get("ci95")) or (value, value)
+
+
+def _matrix(axes: Axes, labels: Sequence[str], cells: Sequence[Sequence[int]]) -> None:
+    for y, row in enumerate(cells):
+        for x, n in enumerate(row):
+            portion = n / max(1, sum(row))
+            axes.fill(
+                [x - 0.47, x + 0.47, x + 0.47, x - 0.47], [y - 0.44, y - 0.44, y + 0.44, y + 0.44],
+                color=INK.after if x == y else INK.bad, alpha=STRONG * portion, linewidth=0,
+            )  # fmt: skip
+            axes.text(x, y, f"{n:,}", ha="center", va="center", fontsize="small")
+    axes.set_xticks(range(len(labels)), [label(name, 10) for name in labels])
+    axes.set_yticks(range(len(labels)), [label(name, 14) for name in labels])
+    axes.set_xlim(-0.5, len(labels) - 0.5)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
