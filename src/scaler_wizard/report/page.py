@@ -137,7 +137,8 @@ def _tiles(record: Record) -> list[tuple[str, str, str]]:
         if metric.after is not None:
             before = f"before: {words.share(metric.before)}" if metric.before is not None else ""
             tiles.append((metric.name, words.share(metric.after), before))
-    if (seconds := number(record.result.get("seconds"))) is not None:
+    cost = mapping(record.result.get("cost"))
+    if (seconds := number(record.result.get("seconds") or cost.get("seconds"))) is not None:
         untrained = len(words.untrained_phases(record))
         steps = sum(phase.steps or 0 for phase in record.phases)
         remark = words.plural(steps, "step") + (
