@@ -40,10 +40,8 @@ from scaler_wizard.specs.job import parse_job
 from scaler_wizard.store.durable import write_atomic
 from scaler_wizard.store.rundir import RunDir
 
-CHARTS = (
-    accuracy_chart, stage_chart, retention_chart, type_chart, principle_chart, nll_chart, needle_chart,
-    candidates_chart, loss_chart, quality_chart, memory_chart,
-)  # fmt: skip
+CHARTS = (accuracy_chart, nll_chart, needle_chart, candidates_chart, loss_chart, quality_chart, memory_chart)
+STAGE_CHARTS = (stage_chart, retention_chart, type_chart, principle_chart, loss_chart, memory_chart)
 MAX_SAMPLES = 24
 MAX_FACTS = 60
 TONES = {"completed": "good", "failed": "bad", "stopped": "bad"}
@@ -74,7 +72,8 @@ def write_report(run_dir: Path, target: Path | None = None) -> Path:
 
 def render(record: Record) -> str:
     """The page as text."""
-    charts = [chart for make in CHARTS if (chart := make(record)) is not None]
+    makers = CHARTS if bootstrap_record(record) is None else STAGE_CHARTS
+    charts = [chart for make in makers if (chart := make(record)) is not None]
     entries, left_out = timeline(record.events)
     return _template().render(
         record=record,
