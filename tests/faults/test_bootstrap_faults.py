@@ -31,7 +31,7 @@ CHECKPOINT = re.compile(r"(checkpoints/P[0-9.]+)-[0-9]+")
 
 
 def data_of(value: Any, run: RunDir) -> Any:
-    """A result without what a clock measured, its own directory's name and numbers of checkpoints left out."""
+    """A result without what a clock measured, the name of its directory and numbers of checkpoints."""
     if isinstance(value, dict):
         return {key: data_of(item, run) for key, item in value.items() if key not in CLOCKED}
     if isinstance(value, list):

@@ -239,7 +239,8 @@ def cost_table(record: BootstrapRecord) -> Table | None:
         return None
     price, money = number(cost.get("price_per_hour")), number(cost.get("money"))
     rows = [
-        ("wall time", duration(number(cost.get("seconds")))),
+        ("time at work", duration(number(cost.get("seconds")))),
+        ("from beginning to end, pauses and killed attempts included", duration(record.seconds)),
         ("tokens generated", count(number(cost.get("generated")))),
         ("tokens scored", count(number(cost.get("scored")))),
         ("tokens trained", count(number(cost.get("trained")))),
