@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import time
 from pathlib import Path
 from types import ModuleType
@@ -25,13 +26,17 @@ CLOCKED = {"seconds", "seconds_making", "cost", "spent", "tokens", "memory", "su
 """What is measured by a clock or counted in one process only."""
 
 
+CHECKPOINT = re.compile(r"(checkpoints/P[0-9.]+)-[0-9]+")
+"""A checkpoint's number counts step checkpoints, of which a killed run has more."""
+
+
 def data_of(value: Any, run: RunDir) -> Any:
-    """A result without what a clock measured, its own directory's name left out."""
+    """A result without what a clock measured, the name of its directory and numbers of checkpoints."""
     if isinstance(value, dict):
         return {key: data_of(item, run) for key, item in value.items() if key not in CLOCKED}
     if isinstance(value, list):
         return [data_of(item, run) for item in value]
-    return value.replace(str(run.path), "RUN") if isinstance(value, str) else value
+    return CHECKPOINT.sub(r"\1", value.replace(str(run.path), "RUN")) if isinstance(value, str) else value
 
 
 def tables_of(run: RunDir) -> list[Any]:

@@ -133,18 +133,6 @@ def test_a_scorer_that_judges_by_length_trains_nothing(
     assert "Nothing was trained" in write_report(run.path).read_text(encoding="utf-8")
 
 
-def test_a_stage_that_cannot_pass_ends_with_the_evidence(harness: ModuleType, tmp_path: Path) -> None:
-    value = harness.bootstrap_value(stages={"explicit": {"share": 0.98, "steps": 3}})
-    _, result = run_to_its_end(harness, tmp_path, value)
-    assert result["passed"] == []
-    assert [(s["attempt"], s["next"]) for s in result["stages"]] == [
-        (1, "more_data"), (2, "more_replay"), (3, "stop"),
-    ]  # fmt: skip
-    assert result["stages"][2]["data"]["n"] > result["stages"][0]["data"]["n"]
-    assert "no number of right answers of 40 would" in result["stopped"]["reasons"][0]
-    assert result["export"]["weights_sha256"] == result["model"]["sha256"], "the base as it was"
-
-
 def test_data_that_fails_its_gates_is_not_trained_on(harness: ModuleType, tmp_path: Path) -> None:
     """Nothing is accepted: the pilot stops the stage before the rest is made."""
     value = harness.bootstrap_value(sampling={"confidence": 1.0})

@@ -123,14 +123,30 @@ def decide_stage(
             record then says so.
     """
     scores = _scores(types)
-    correct, n = sum(sum(change.after) for change in types), sum(change.n for change in types)
     pooled = Change(
         stage,
         tuple(answer for change in types for answer in change.before),
         tuple(answer for change in types for answer in change.after),
     )
-    low = wilson_lower_bound(correct, n)
-    need = required_successes(n, share)
+    own = _own_checks(pooled, scores, share, least_n, most_fall)
+    kept_checks, rows = _kept_checks(kept, most_fall)
+    verdict = verdict_of(own | kept_checks)
+    below = [score.name for score in scores if score.accuracy < share]
+    # Where every type is above the share by itself and only the bound is not reached, all are made more of.
+    weak = tuple(below or (score.name for score in scores))
+    return StageDecision(
+        stage, verdict.passed, verdict.reasons, verdict.checks, sum(pooled.after), pooled.n, share, scores,
+        rows, weak=() if all(check.ok for check in own.values()) else weak,
+        forgotten=tuple(row["stage"] for row in rows if not row["ok"]),
+    )  # fmt: skip
+
+
+def _own_checks(
+    pooled: Change, scores: Sequence[TypeScore], share: float, least_n: int, most_fall: float
+) -> dict[str, Check]:
+    """What the stage's own questions say: enough of them, the share reached, a gain, no type fallen."""
+    correct, n = sum(pooled.after), pooled.n
+    low, need = wilson_lower_bound(correct, n), required_successes(n, share)
     checks = {
         "n": Check(n, least_n, n >= least_n, f"{n} questions (at least {least_n})"),
         "share": Check(
@@ -140,33 +156,13 @@ def decide_stage(
         ),
         "gain": _gain_check(pooled),
     }  # fmt: skip
-    worse = [s for s in scores if s.change.fall > most_fall and s.p_adjusted < SIGNIFICANT]
-    checks |= {
-        f"type {s.name}": Check(-s.change.fall, -most_fall, False,
-            f"{s.name} fell from {sum(s.change.before)} to {sum(s.change.after)} of {s.change.n} "
-            f"(p {s.p_adjusted:.2g})")
-        for s in worse
-    }  # fmt: skip
-    kept_checks, rows = _kept_checks(kept, most_fall)
-    verdict = verdict_of(checks | kept_checks)
-    below = [s.name for s in scores if s.accuracy < share]
-    own = all(check.ok for check in checks.values())
-    # Where every type is above the share by itself and only the bound is not reached, all are made more of.
-    weak = () if own else tuple(below or (s.name for s in scores))
-    forgotten = tuple(row["stage"] for row in rows if not row["ok"])
-    return StageDecision(
-        stage,
-        verdict.passed,
-        verdict.reasons,
-        verdict.checks,
-        correct,
-        n,
-        share,
-        scores,
-        rows,
-        weak,
-        forgotten,
-    )
+    for score in scores:
+        change = score.change
+        if change.fall > most_fall and score.p_adjusted < SIGNIFICANT:
+            fell = f"{score.name} fell from {sum(change.before)} to {sum(change.after)} of {change.n}"
+            sentence = f"{fell} (p {score.p_adjusted:.2g})"
+            checks[f"type {score.name}"] = Check(-change.fall, -most_fall, False, sentence)
+    return checks
 
 
 def _scores(types: Sequence[Change]) -> tuple[TypeScore, ...]:

@@ -123,6 +123,8 @@ class BootstrapRecord:
     base: Mapping[str, Any]
     stopped: Mapping[str, Any]
     cost: Mapping[str, Any]
+    seconds: float | None
+    """From the run's beginning to its end, pauses and attempts that were killed included."""
 
     @property
     def passed(self) -> tuple[Attempt, ...]:
@@ -148,7 +150,7 @@ def bootstrap_record(record: Record) -> BootstrapRecord | None:
         ),
         safety=next((found for row in reversed(stages) if (found := _safety(row)) is not None), None),
         base=mapping(result.get("base")), stopped=mapping(result.get("stopped")),
-        cost=mapping(result.get("cost")),
+        cost=mapping(result.get("cost")), seconds=number(result.get("seconds")),
     )  # fmt: skip
 
 

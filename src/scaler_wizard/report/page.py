@@ -42,9 +42,10 @@ from scaler_wizard.store.durable import write_atomic
 from scaler_wizard.store.rundir import RunDir
 
 CHARTS = (
-    accuracy_chart, settings_chart, confusion_chart, stage_chart, retention_chart, type_chart,
-    principle_chart, nll_chart, needle_chart, candidates_chart, loss_chart, quality_chart, memory_chart,
+    accuracy_chart, settings_chart, confusion_chart, nll_chart, needle_chart, candidates_chart, loss_chart,
+    quality_chart, memory_chart,
 )  # fmt: skip
+STAGE_CHARTS = (stage_chart, retention_chart, type_chart, principle_chart, loss_chart, memory_chart)
 MAX_SAMPLES = 24
 MAX_FACTS = 60
 TONES = {"completed": "good", "failed": "bad", "stopped": "bad"}
@@ -75,7 +76,8 @@ def write_report(run_dir: Path, target: Path | None = None) -> Path:
 
 def render(record: Record) -> str:
     """The page as text."""
-    charts = [chart for make in CHARTS if (chart := make(record)) is not None]
+    makers = CHARTS if bootstrap_record(record) is None else STAGE_CHARTS
+    charts = [chart for make in makers if (chart := make(record)) is not None]
     entries, left_out = timeline(record.events)
     return _template().render(
         record=record,
@@ -138,7 +140,8 @@ def _tiles(record: Record) -> list[tuple[str, str, str]]:
         if metric.after is not None:
             before = f"before: {words.share(metric.before)}" if metric.before is not None else ""
             tiles.append((metric.name, words.share(metric.after), before))
-    if (seconds := number(record.result.get("seconds"))) is not None:
+    cost = mapping(record.result.get("cost"))
+    if (seconds := number(record.result.get("seconds") or cost.get("seconds"))) is not None:
         untrained = len(words.untrained_phases(record))
         steps = sum(phase.steps or 0 for phase in record.phases)
         remark = words.plural(steps, "step") + (

@@ -45,7 +45,8 @@ def stage_chart(record: Record) -> Chart | None:
                     attempt.share, at - 0.4, at + 0.4, color=INK.bad, linewidth=1.4, linestyle="--",
                     label="" if at else "the lower end must reach",
                 )  # fmt: skip
-        ticks = [f"{label(a.phase, 6)}\n{label(a.skill, 11)}" for a in attempts]
+        # A second attempt stands beside the first, whose name would run into its own.
+        ticks = [label(a.phase, 6) + (f"\n{label(a.skill, 11)}" if a.attempt == 1 else "") for a in attempts]
         axes.set_xticks(range(len(names)), ticks)
         axes.set_xlim(-0.5, len(names) - 0.5)
         legend_above(axes, columns=3)

@@ -16,6 +16,7 @@ from scaler_wizard.report.tables_bootstrap import (
     gap_table,
     kept_table,
     principle_table,
+    rejected_table,
     stage_table,
     triple_table,
     type_table,
@@ -69,7 +70,7 @@ def _bootstrap(record: Record) -> Named:
         ("stages", "Gates in numbers", (stage_table(found), kept_table(found))),
         ("gains", "What was gained", (gain_table(found), type_table(found))),
         ("safety", "The constitution", (triple_table(found), principle_table(found))),
-        ("data", "What was generated", (data_table(found),)),
+        ("data", "What was generated", (data_table(found), rejected_table(found))),
         ("base", "The base, and the scorer", (gap_table(found), audit_table(found))),
         ("cost", "Cost", (cost_table(found),)),
     )

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from scaler_wizard.report.bootstrap_record import Attempt, BootstrapRecord, Data, Paired, Side
+from scaler_wizard.report.bootstrap_record import Attempt, BootstrapRecord, Paired, Side
 from scaler_wizard.report.table import Column, Table
 from scaler_wizard.report.values import interval, items, mapping, number, text, whole
-from scaler_wizard.report.words import NONE, count, duration, share, value_with_interval
+from scaler_wizard.report.words import NONE, count, duration, listed, share, value_with_interval
 
+FULL = 500
+"""Questions that a gate is meant to decide on; a demonstration asks fewer."""
 GATE = {True: "passed", False: "not passed", None: NONE}
 WAYS = {"raw": "as it stands", "templated": "in a template", "few_shot": "with examples",
         "elicited": "elicited"}  # fmt: skip
@@ -40,7 +42,13 @@ def stage_table(record: BootstrapRecord) -> Table:
         for attempt in record.attempts
         if attempt.passed is False and attempt.reasons
     )
-    return Table("Stages", columns, rows, (*failed, note))
+    few = [attempt.phase for attempt in record.attempts if (attempt.own.n or FULL) < FULL]
+    short = (
+        (f"Fewer than {FULL} questions decided {listed(few)}: enough to show, not to rely on.",)
+        if few
+        else ()
+    )
+    return Table("Stages", columns, rows, (*failed, *short, note))
 
 
 def type_table(record: BootstrapRecord) -> Table:
@@ -128,26 +136,39 @@ SHARES = {
 
 def data_table(record: BootstrapRecord) -> Table:
     """The generated rows of every attempt: how many were kept, and the shares of what went wrong."""
+    made = [(attempt.phase, attempt.data) for attempt in record.attempts if attempt.data is not None]
+    # A column of zeros says in a note what it says in a column.
+    seen = [key for key in SHARES if any(data.shares.get(key) for _, data in made)]
+    never = [SHARES[key] for key in SHARES if key not in seen and any(key in data.shares for _, data in made)]
     columns = (
         Column("phase"), Column("generated", True), Column("kept", True),
-        *(Column(name, True) for name in SHARES.values()), Column("right before filter", True),
-        Column("right after", True), Column("rejected because"),
+        *(Column(SHARES[key], True) for key in seen), Column("right before filter", True),
+        Column("right after", True),
     )  # fmt: skip
     rows = tuple(
-        _data_row(attempt.phase, attempt.data) for attempt in record.attempts if attempt.data is not None
-    )
-    limits = (
-        "Gates: runaway below 5%, token limit below 10%, accepted at least 50%; delimiters, exact repeats "
-        "and evaluation rows none."
-    )
-    return Table("Generated data", columns, rows, (limits,))
+        (
+            phase, count(data.n), count(data.kept),
+            *(f"{data.shares[key]:.1%}" if key in data.shares else NONE for key in seen),
+            *(NONE if value is None else f"{value:.1%}" for value in (data.right_before, data.right_kept)),
+        )
+        for phase, data in made
+    )  # fmt: skip
+    notes = (f"None anywhere: {listed(never)}.",) if never else ()
+    return Table("Generated rows", columns, rows, notes)
 
 
-def _data_row(phase: str, data: Data) -> tuple[str, ...]:
-    shares = [f"{data.shares[key]:.1%}" if key in data.shares else NONE for key in SHARES]
-    rejected = ", ".join(f"{reason}: {n:,}" for reason, n in data.rejected.items()) or NONE
-    right = [NONE if value is None else f"{value:.1%}" for value in (data.right_before, data.right_kept)]
-    return (phase, count(data.n), count(data.kept), *shares, *right, rejected)
+def rejected_table(record: BootstrapRecord) -> Table:
+    """Why rows were not kept, the most frequent reasons first."""
+    rows = tuple(
+        (f"{attempt.phase}: {reason}", count(n), f"{n / attempt.data.n:.1%}" if attempt.data.n else NONE)
+        for attempt in _latest(record)
+        if attempt.data is not None
+        for reason, n in attempt.data.rejected.items()
+    )
+    columns = (Column("stage and reason"), Column("rows", True), Column("of all", True))
+    return Table(
+        "Rows that were rejected", columns, rows, ("They are kept in the records, with the reason.",)
+    )
 
 
 def principle_table(record: BootstrapRecord) -> Table | None:
@@ -218,7 +239,8 @@ def cost_table(record: BootstrapRecord) -> Table | None:
         return None
     price, money = number(cost.get("price_per_hour")), number(cost.get("money"))
     rows = [
-        ("wall time", duration(number(cost.get("seconds")))),
+        ("time at work", duration(number(cost.get("seconds")))),
+        ("from beginning to end, pauses and killed attempts included", duration(record.seconds)),
         ("tokens generated", count(number(cost.get("generated")))),
         ("tokens scored", count(number(cost.get("scored")))),
         ("tokens trained", count(number(cost.get("trained")))),

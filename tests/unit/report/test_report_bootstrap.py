@@ -84,10 +84,11 @@ def test_the_page_names_what_passed_and_what_did_not(bootstrap_dir: Path) -> Non
     for words in (
         "5 of 6 stages passed their gates.", "P5 did not pass: 466 of 600 right, lower bound 0.742",
         "581 right", "capability", "Preference pairs: 60 of 90 are valid (67%)", "identical 30",
-        "The answer says more than was asked for.", "revision by answer_only", "samples disagree: 12",
+        "The answer says more than was asked for.", "revision by answer_only",
+        "P1: samples disagree", "None anywhere: runaway",
         "It tells 100.0% of right answers from a wrong one of the same length.",
         "The weakest is sort in revise", "near request, right",
-        "97% of what it flagged violates its principle", "4 min 20 s",
+        "97% of what it flagged violates its principle", "4 min 20 s", "6 min 52 s",
     ):  # fmt: skip
         assert words in source, words
     assert "Not in this report" not in source
@@ -103,6 +104,13 @@ def test_every_picture_says_what_it_shows(bootstrap_dir: Path) -> None:
         assert "NaN" not in chart.svg
         assert chart.table.rows
         assert all(len(row) == len(chart.table.columns) for row in chart.table.rows)
+
+
+def test_a_demonstration_with_few_questions_says_so(bootstrap_dir: Path) -> None:
+    result = result_in(bootstrap_dir)
+    assert "Fewer than 500 questions" not in assert_harmless(bootstrap_dir, result)
+    result["stages"][1]["decision"]["n"] = 200
+    assert "Fewer than 500 questions decided P2:" in assert_harmless(bootstrap_dir, result)
 
 
 def test_a_forgotten_stage_is_said(bootstrap_dir: Path) -> None:
