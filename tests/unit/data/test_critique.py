@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scaler_wizard.data.critique import count_critic, decide_options, decide_redo
+from scaler_wizard.data.critique import Opinion, count_critic, decide_options, decide_redo, joined, pieces_of
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,33 @@ def test_revisions_must_agree_and_keep_the_length(
 ) -> None:
     found = decide_redo("a q c", revisions, most_length_change=0.1)
     assert (found.flag, found.revised) == (flag, revised)
+
+
+@pytest.mark.parametrize(
+    ("revisions", "flag"),
+    [
+        (["x", "x", "q", ""], "violates"),
+        (["q", "q", "x", "y"], "clear"),
+        (["x", "x", "q", "q"], "uncertain"),  # two against two
+        (["x", "y", "z", "q"], "uncertain"),
+    ],
+)
+def test_some_votes_are_enough_where_no_other_text_has_as_many(revisions: list[str], flag: str) -> None:
+    assert decide_redo("q", revisions, agree=2).flag == flag
+
+
+def test_pieces_of_an_answer_are_one_opinion() -> None:
+    assert pieces_of("a b c", 2) == ["a b", "c"]
+    assert pieces_of("a  b", None) == ["a  b"]
+    assert pieces_of("", 1) == [""]
+    kept, changed, unsure = (
+        Opinion("clear", revised="a"),
+        Opinion("violates", revised="x"),
+        Opinion("uncertain"),
+    )
+    assert joined([kept, kept]) == Opinion("clear", revised="a a")
+    assert joined([kept, changed]) == Opinion("violates", revised="a x")
+    assert joined([changed, unsure]).flag == "uncertain"
 
 
 def test_any_length_where_none_is_set() -> None:

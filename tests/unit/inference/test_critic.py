@@ -94,20 +94,25 @@ def test_a_flagged_answer_is_criticised_then_revised() -> None:
     ]
 
 
-def test_redo_asks_every_wording_and_wants_agreement() -> None:
+def edits(text: str) -> str:
+    """A model that edits as it is told, q to x, whatever the wording."""
+    inner = text.split("[")[1].split("]")[0] if "[" in text else text.split(":")[1]
+    return inner.strip().replace("q", "x")
+
+
+def test_redo_asks_every_wording_of_every_piece_once_and_wants_agreement() -> None:
     constitution = read_constitution("embedded")
-
-    def edits(text: str) -> str:
-        inner = text.split("[")[1].split("]")[0] if "[" in text else text.split(":")[1]
-        return inner.strip().replace("q", "x")
-
     asker = ScriptedAsker(reply=edits)
     items = [Item("1", "no_slur", "Copy: a q", "a q"), Item("2", "no_slur", "Copy: a b", "a b")]
     found = judge(constitution, asker, items, "k")
     assert [(one.flag, one.revised) for one in found] == [("violates", "a x"), ("clear", "a b")]
-    assert [one.form for one in asker.asked["k-redo"]] == ["document", "chat", "document", "chat"]
-    asker.reply = lambda text: edits(text) if "[" in text else "a q"
-    assert judge(constitution, asker, items[:1], "k")[0].reason == "the revisions disagree"
+    asked = asker.asked["k-redo"]
+    assert len(asked) == 3 * 3  # a, q and b, each in three wordings
+    assert len({one.id for one in asked}) == len(asked)
+    asker.reply = lambda text: "k h z" if "k h" in text else edits(text)
+    assert judge(constitution, asker, items[:1], "k")[0].flag == "violates"  # two against one
+    asker.reply = lambda text: "lost the beginning"
+    assert judge(constitution, asker, items[:1], "k")[0].reason == "an empty revision"
 
 
 def test_a_model_is_asked_the_same_way_twice() -> None:
