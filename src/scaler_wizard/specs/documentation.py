@@ -136,8 +136,9 @@ def bootstrap_page() -> str:
     """docs/bootstrap_job.md: every key of a `bootstrap` job with type, default and description."""
     return _page(
         "The bootstrap job file",
-        "`configs/bootstrap.yaml` is one to start from, `scaler sign` writes the contract; docs/bootstrap.md\n"
-        "says what becomes of it. The same rules as JSON Schema: `specs/bootstrap_schema.json`.",
+        "`configs/bootstrap.yaml` is one to start from, `scaler sign` writes the contract;\n"
+        "docs/bootstrap.md says what becomes of it. The same rules as JSON Schema:\n"
+        "`specs/bootstrap_schema.json`.",
         BootstrapJob,
     )
 
