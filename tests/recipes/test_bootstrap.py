@@ -18,6 +18,7 @@ from scaler_wizard.store.rundir import RunDir
 from scaler_wizard.store.workspace import Workspace
 
 SKILLS = ("explicit", "implicit", "make", "evaluate", "revise")
+SKILL_NUMBERS = (1, 2, 3, 4, 5)
 
 
 def job_value(**changes: Any) -> dict[str, Any]:
@@ -159,6 +160,21 @@ def test_a_killed_run_makes_the_same_data(harness: ModuleType, workspace: Worksp
         assert json.dumps(first[key]) == json.dumps(second[key])
 
 
+def test_a_model_that_follows_instructions_is_no_base(harness: ModuleType, workspace: Workspace) -> None:
+    """The model of stage 1 given as a base: warned of, because it follows what it was taught."""
+    value = job_value()
+    value["stages"]["explicit"]["steps"] = 60
+    taught = harness.create(workspace, value)
+    assert harness.attempt(taught) == 0
+    model = taught.result()["export"]["merged"]
+    again = harness.create(workspace, job_value(model={"base_model": model}, stages={"last": 0}))
+    assert harness.attempt(again) == 0
+    (warning,) = again.result()["base"]["warnings"]
+    assert "in its chat template" in warning
+    said = [event.text for event in harness.events(again, "note")]
+    assert any("may not be a base model" in text for text in said)
+
+
 def test_a_record_that_was_changed_is_not_replayed(harness: ModuleType, workspace: Workspace) -> None:
     run = harness.create(workspace, job_value())
     assert harness.attempt(run) == 0
@@ -173,3 +189,29 @@ def test_a_strategy_that_cannot_be_merged_is_refused(workspace: Workspace) -> No
     job = parse_job(job_value(scaling={"strategy": "prefix_tuning"}), workspace.root)
     with pytest.raises(Exception, match="cannot be merged"):
         prepare(job, workspace)
+
+
+@pytest.mark.slow
+def test_five_stages_each_with_the_model_before_it(harness: ModuleType, workspace: Workspace) -> None:
+    value = job_value(evaluation={"questions": 60, "least": 60}, sampling={"max_new_tokens": 16})
+    value["stages"]["last"] = 5
+    value["safety"]["circuit_breaker"] = {"loss_spike": 10.0, "min_accuracy": 0.0}
+    for skill, steps in zip(SKILLS, (80, 120, 80, 60, 40), strict=True):
+        value["stages"][skill] |= {"prompts": 240, "steps": steps, "share": 0.02, "replay": 0.5}
+    run = harness.create(workspace, value)
+    assert harness.attempt(run) == 0
+    result = run.result()
+    assert result is not None
+    assert result["passed"] == [1, 2, 3, 4, 5], result["stopped"]
+    done = metrics_of(run)
+    by_number = {found["stage"]: found for found in done.values() if found.get("passed") and "stage" in found}
+    assert {found["data"]["judge"] is not None for number, found in by_number.items() if number == 5} == {
+        True
+    }
+    assert all(found["data"]["precision"]["kept"] > 0.8 for number, found in by_number.items() if number)
+    # Every stage generated with the weights of the stage before it: no two of them alike.
+    weights = [
+        read_manifest(run.path / by_number[number]["data"]["file"]).about["weights"]
+        for number in SKILL_NUMBERS
+    ]
+    assert len(set(weights)) == len(weights)

@@ -12,6 +12,7 @@ from scaler_wizard.data.records import write_records
 from scaler_wizard.data.sentinels import SentinelReport, look_for_sentinels, suspect_instruct
 from scaler_wizard.data.world import SKILLS
 from scaler_wizard.data.world_questions import Question, check, questions
+from scaler_wizard.evals.documents import text_ids
 from scaler_wizard.evals.gap_proof import GapProof, decide_gap, prove_gap
 from scaler_wizard.evals.scorer_audit import ScorerAudit, audit_scorer, plant
 from scaler_wizard.evals.statistics import wilson_interval
@@ -38,10 +39,9 @@ def assess(lab: Lab, context: PhaseContext) -> Metrics:
     decision = decide_gap(proofs)
     for reason in decision.reasons:
         context.note(reason)
-    raw = sum(ways["explicit"]["raw"]) / max(1, len(ways["explicit"]["raw"]))
     warnings = suspect_instruct(
-        sentinels, name=lab.plan.model,
-        templated_accuracy=sum(answers["explicit"]) / max(1, len(answers["explicit"])), raw_accuracy=raw,
+        sentinels, name=lab.plan.model, templated_accuracy=share(_in_own_template(lab, context)),
+        raw_accuracy=share(ways["explicit"]["raw"]),
     )  # fmt: skip
     for warning in warnings:
         context.note(f"this may not be a base model: {warning}")
@@ -58,6 +58,11 @@ def assess(lab: Lab, context: PhaseContext) -> Metrics:
         "audit": audit.as_dict(), "train": decision.train and audit.trusted, "warnings": list(warnings),
         "sentinels": sentinels.as_dict(), "base_texts": base_texts,
     }  # fmt: skip
+
+
+def share(answers: Sequence[bool]) -> float | None:
+    """Of right ones; None where nothing was asked."""
+    return sum(answers) / len(answers) if answers else None
 
 
 def audit_verifier(lab: Lab) -> ScorerAudit:
@@ -130,6 +135,26 @@ def _ask_plain(
     return [
         check(lab.world, question, [next(replies)[0].text for _ in question.prompts]).right
         for question in asked
+    ]
+
+
+def _in_own_template(lab: Lab, context: PhaseContext) -> list[bool]:
+    """Instructions in the chat template that the model came with: a base does not follow them."""
+    session = lab.session
+    if session.own_template is None:
+        return []
+    asked = lab.all_questions["explicit"][:GAP_QUESTIONS]
+    asks = []
+    for question in asked:
+        text = session.tokenizer.apply_chat_template(
+            [{"role": "user", "content": question.prompts[0]}], chat_template=session.own_template,
+            tokenize=False, add_generation_prompt=True,
+        )  # fmt: skip
+        ids = tuple(text_ids(session.tokenizer, text))
+        asks.append(Ask(question.id, ids, lab.job.sampling.max_new_tokens))
+    found = lab.answers(context, WHERE, "own-template", asks)
+    return [
+        check(lab.world, question, [row[0].text]).right for question, row in zip(asked, found, strict=True)
     ]
 
 

@@ -117,7 +117,7 @@ class TeachStage:
         pilot = pilot_size(len(tasks))
         made = self.make(lab, context, Batch(where, "pilot", tasks[:pilot], seed))
         report = judge_generation([row.generated() for row in made], evaluation, limits)
-        decided = decide_pilot(report, min(pilot, report.n) if report.n else pilot)
+        decided = decide_pilot(report, pilot)
         if not decided.passed:
             context.note(f"the pilot of {report.n} rows did not pass: {'; '.join(decided.reasons)}")
             return made, {**report.as_dict(), **decided.as_dict(), "pilot": True}
