@@ -1,7 +1,7 @@
 """Experts and routers on the embedded model: what each skill and each router learns, and what that costs.
 
     python benchmarks/routers.py --part experts --json     base, expert, twin, twin on the base's KV
-    python benchmarks/routers.py --part lexical --json     routers where words decide; the probe with five seeds
+    python benchmarks/routers.py --part lexical --json     routers where words decide; the choice, five seeds
     python benchmarks/routers.py --part relational --json  routers where only a relation between words decides
 
 Held-out rows are inputs that no training row has. An answer counts when the model's greedy choice is right at
