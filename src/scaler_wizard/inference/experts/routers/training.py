@@ -48,6 +48,7 @@ class RouterTraining:
     """Logits of the validation rows [rows, labels], float64, from what the engine reads of them."""
     steps: int
     looks: tuple[Look, ...]
+    """None for the probe, which is fitted in one go."""
     cpu_seconds: float
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -97,7 +98,7 @@ def _layer_of(name: str) -> int:
     return next(int(part) for part in name.split(".") if part.isdigit())
 
 
-def keep_adapter(bank: Bank, model: Any, directory: Path) -> None:
+def keep_adapter(model: Any, directory: Path) -> None:
     """Write the adapter where `load_router` looks for it."""
     save_adapter(model, directory / ADAPTER_FOLDER)
 
