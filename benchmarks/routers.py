@@ -85,7 +85,7 @@ def right_rows(model: Any, rows: Sequence[TokenRow]) -> int:
 
 
 def _segments(marks: torch.Tensor, lengths: Sequence[int]) -> Sequence[torch.Tensor]:
-    return torch.cat([torch.zeros(1, dtype=torch.bool), marks]).split(list(lengths))
+    return torch.cat([torch.zeros(1, dtype=torch.bool), marks]).split_with_sizes(list(lengths))
 
 
 def measure_expert(skill: str) -> dict[str, Any]:
