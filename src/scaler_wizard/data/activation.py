@@ -16,7 +16,7 @@ from scaler_wizard.data.token_rows import TokenRow, TokenRows
 from scaler_wizard.errors import IncompatibleModelError, RowError
 
 
-def activate(rows: Sequence[TokenRow], invocation: Sequence[int]) -> Sequence[TokenRow]:
+def activate(rows: Sequence[TokenRow], invocation: Sequence[int]) -> TokenRows:
     """The rows with `active_from` at the last invocation that ends before the last answer begins.
 
     PEFT activates at the last occurrence in the whole sequence; here tokens of the answer do not count: an
@@ -28,9 +28,7 @@ def activate(rows: Sequence[TokenRow], invocation: Sequence[int]) -> Sequence[To
     """
     assert len(invocation) > 0
     wanted = np.asarray(invocation, dtype=np.int64)
-    if isinstance(rows, TokenRows):
-        return TokenRows.of(_activated(rows, wanted))
-    return list(_activated(rows, wanted))
+    return TokenRows.of(_activated(rows, wanted))
 
 
 def _activated(rows: Sequence[TokenRow], wanted: Any) -> Iterator[TokenRow]:

@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,30 +24,6 @@ from scaler_wizard.data.visual_tokens import VisualTokens
 from scaler_wizard.errors import EmptyDataError
 
 IGNORED = -100
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PackedEmbeds:
-    """The pictures' part of a packed forward pass: P embedded tokens of T, V of them visual."""
-
-    places: Tensor
-    """Where the embedded tokens stand [P], int64."""
-    embeds: Tensor
-    """[P, h]."""
-    positions: Tensor
-    """Rotary positions of all tokens [3, 1, T]: time, height, width."""
-    visual: Tensor
-    """[1, T], bool."""
-    deepstack: tuple[Tensor, ...]
-    """[V, h] each, see `token_rows.EmbeddedContent`."""
-
-    def to(self, device: torch.device) -> PackedEmbeds:
-        """The same on a device."""
-        places, embeds, positions, visual, *levels = (
-            item.to(device, non_blocking=True)
-            for item in (self.places, self.embeds, self.positions, self.visual, *self.deepstack)
-        )
-        return PackedEmbeds(places, embeds, positions, visual, tuple(levels))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +46,6 @@ class MicroBatch:
     """On which tokens an activated adapter acts [1, T], bool; None where no row invokes one."""
     visual: VisualTokens | None = None
     """Pictures among the tokens, whose positions count instead of `position_ids`; None without any."""
-    embedded: PackedEmbeds | None = None
-    """What is read instead of some tokens' embeddings; None where no row shows a picture."""
 
     @property
     def n_tokens(self) -> int:
@@ -80,13 +54,11 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> Self:
         """The same micro-batch on a device."""
-        moved: dict[str, Any] = {
+        moved = {
             name: getattr(self, name).to(device, non_blocking=True)
             for name in ("input_ids", "position_ids", "labels", "cu_seqlens", "active", "visual")
             if getattr(self, name) is not None
         }
-        if self.embedded is not None:
-            moved["embedded"] = self.embedded.to(device)
         return dataclasses.replace(self, **moved)
 
 
@@ -132,34 +104,6 @@ def collate(rows: Iterable[TokenRow]) -> MicroBatch:
         cu_seqlens=torch.from_numpy(bounds.astype(np.int32)),
         n_labels=int(trained.sum()),
         active=_active_tokens(chosen),
-        embedded=_packed_embeds(chosen),
-    )
-
-
-def _packed_embeds(rows: Sequence[TokenRow]) -> PackedEmbeds | None:
-    """`MicroBatch.embedded` of packed rows."""
-    shown = [row.embedded for row in rows if row.embedded is not None]
-    if not shown:
-        return None
-    places, positions, visual = [], [], []
-    first = 0
-    for row in rows:
-        content, n_content, following = row.embedded, 0, 0
-        if content is not None:
-            n_content, following = len(content.visual), int(content.positions.max()) + 1
-            places.append(torch.arange(first, first + n_content))
-            positions.append(content.positions.cpu())
-            visual.append(content.visual.cpu())
-        n_text = len(row.ids) - n_content
-        positions.append(torch.arange(following, following + n_text).expand(3, -1))
-        visual.append(torch.zeros(n_text, dtype=torch.bool))
-        first += len(row.ids)
-    return PackedEmbeds(
-        torch.cat(places),
-        torch.cat([content.embeds for content in shown]),
-        torch.cat(positions, dim=1)[:, None],
-        torch.cat(visual)[None],
-        tuple(torch.cat(level) for level in zip(*(content.deepstack for content in shown), strict=True)),
     )
 
 

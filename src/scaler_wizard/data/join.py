@@ -24,6 +24,6 @@ def join_rows(rows: Sequence[TokenRow], context: int) -> Iterator[TokenRow]:
 
 
 def _joined(rows: Sequence[TokenRow]) -> TokenRow:
-    assert all(row.active_from is None and row.embedded is None for row in rows), "single rows only"
+    assert all(row.active_from is None for row in rows), "an activated adapter acts in single rows"
     ids = np.concatenate([row.ids for row in rows])
     return TokenRow(rows[0].number, ids, np.concatenate([row.trained for row in rows]))

@@ -5,33 +5,13 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, overload
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 
 NEVER = -1
 """In the flat array of `active_from`: no invocation in this row."""
-
-
-class EmbeddedContent(Protocol):
-    """A row's first C tokens, V of them visual, as a vision-language decoder reads them; torch tensors."""
-
-    @property
-    def embeds(self) -> Any:
-        """Input embeddings [C, h], images in place."""
-
-    @property
-    def positions(self) -> Any:
-        """Rotary positions [3, C]: time, height, width."""
-
-    @property
-    def visual(self) -> Any:
-        """[C] bool: which tokens are of an image."""
-
-    @property
-    def deepstack(self) -> tuple[Any, ...]:
-        """[V, h] each: added to the visual tokens after the first, second, ... decoder layer."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,13 +21,11 @@ class TokenRow:
     number: int
     """Number of the data row it comes from."""
     ids: npt.NDArray[np.int32]
-    """Token ids [n]; those of `embedded` tokens are not read."""
+    """Token ids [n]."""
     trained: npt.NDArray[np.bool_]
     """Which tokens are targets [n]; the first never counts, since nothing comes before it."""
     active_from: int | None = None
     """The token from which on an activated adapter acts (`activation.py`); None where it is never invoked."""
-    embedded: EmbeddedContent | None = None
-    """What the decoder reads instead of the embeddings of the first tokens, where they show pictures."""
 
     @property
     def n_labels(self) -> int:
@@ -77,7 +55,6 @@ class TokenRows(Sequence[TokenRow]):
 
         def parts() -> Iterator[tuple[int, Iterable[int], Iterable[bool]]]:
             for row in rows:
-                assert row.embedded is None, "pictures do not lie in flat arrays; keep such rows in a list"
                 starts.append(NEVER if row.active_from is None else row.active_from)
                 yield row.number, row.ids, row.trained
 

@@ -17,7 +17,6 @@ from scaler_wizard.errors import IncompatibleModelError
 from scaler_wizard.losses.registry import LOSSES, ObjectiveName
 from scaler_wizard.losses.sft import Head, LossResult, head_logits
 from scaler_wizard.models.alora import activated, is_activated, repeated_activation
-from scaler_wizard.models.vision import is_vision_model
 from scaler_wizard.training.attention import packed_attention
 from scaler_wizard.training.fast_path import fast_path
 
@@ -47,7 +46,7 @@ def hidden_states(model: Any, micro: MicroBatch) -> Tensor:
         return _prompted_hidden_states(model, base, micro)
     with _activation(model, micro):
         output = base.get_decoder()(
-            **_decoder_inputs(base, micro), use_cache=False, segment_lengths=micro.segment_lengths
+            **_inputs(base, micro), use_cache=False, segment_lengths=micro.segment_lengths
         )
     hidden: Tensor = output.last_hidden_state
     return hidden
@@ -65,23 +64,6 @@ def _inputs(base: Any, micro: MicroBatch) -> dict[str, Any]:
         "visual_pos_masks": seen.mask,
         "deepstack_visual_embeds": list(seen.deepstack),
     }
-
-
-def _decoder_inputs(base: Any, micro: MicroBatch) -> dict[str, Any]:
-    """Token ids and positions, or embeddings with pictures in place, as the decoder's keyword arguments."""
-    shown = micro.embedded
-    if shown is None:
-        return _inputs(base, micro)
-    with torch.no_grad():
-        embeds = base.get_input_embeddings()(micro.input_ids)
-        embeds[0, shown.places] = shown.embeds.to(embeds.dtype)
-    if not is_vision_model(base):
-        # A text model's positions have one axis: time.
-        return {"inputs_embeds": embeds, "position_ids": shown.positions[0]}
-    return {
-        "inputs_embeds": embeds, "position_ids": shown.positions, "visual_pos_masks": shown.visual,
-        "deepstack_visual_embeds": list(shown.deepstack),
-    }  # fmt: skip
 
 
 def _activation(model: Any, micro: MicroBatch) -> AbstractContextManager[None]:

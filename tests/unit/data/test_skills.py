@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 import pytest
 
-from scaler_wizard.data.generators import EXPERT_SKILLS, SEEDLING_TASKS, Example, sample_example
+from scaler_wizard.data.generators import (
+    EXPERT_SKILLS,
+    LEXICAL_SKILLS,
+    RELATIONAL_SKILLS,
+    SEEDLING_TASKS,
+    Example,
+    sample_example,
+)
 from scaler_wizard.data.generators.skills import HOMES, MARKS
 from scaler_wizard.data.sample import load_tokenizer
 from scaler_wizard.evals.validation import validation_set
@@ -23,10 +31,10 @@ def right_by_hand(example: Example) -> str:
     if example.task == "orchestra":
         return f"{example.input} {example.input}"
     table = {"zoo": HOMES, "treasure": MARKS}[example.task]
-    return " ".join(f"{w} {table[w]}" if example.task == "treasure" else table[w] for w in words)
+    return " ".join(f"{word} {table[word]}" for word in words)
 
 
-@pytest.mark.parametrize("task", EXPERT_SKILLS)
+@pytest.mark.parametrize("task", LEXICAL_SKILLS)
 @pytest.mark.parametrize("level", [1, 5, 10])
 def test_answers_are_right_and_verified(task: str, level: int) -> None:
     for seed in range(30):
@@ -49,7 +57,7 @@ def test_each_skill_has_words_of_its_own() -> None:
             for seed in range(200)
             for word in sample_example(task, seed, 1 + seed % 10, split="train").input.split()
         }
-        for task in EXPERT_SKILLS
+        for task in LEXICAL_SKILLS
     }
     for one, other in itertools.combinations(words.values(), 2):
         assert one.isdisjoint(other)
@@ -57,11 +65,25 @@ def test_each_skill_has_words_of_its_own() -> None:
 
 def test_every_word_is_one_token() -> None:
     tokenizer = load_tokenizer(resolve_model("seedling"))
-    for task in EXPERT_SKILLS:
+    for task in LEXICAL_SKILLS:
         for seed in range(20):
             example = sample_example(task, seed, 5, split="train")
             for word in [*example.input.split(), *example.answer.split()]:
                 assert len(tokenizer(f" {word}", add_special_tokens=False).input_ids) == 1, word
+
+
+@pytest.mark.parametrize("task", RELATIONAL_SKILLS)
+@pytest.mark.parametrize("level", [1, 10])
+def test_where_a_thing_lies_decides_who_answers(task: str, level: int) -> None:
+    place = task.removeprefix("stored_")
+    expected = {"box": "{0} {0}", "jar": "{0} {1}", "net": "{1} {0}", "keg": "{0}"}[place]
+    for seed in range(30):
+        example = sample_example(task, seed, level, split="train")
+        told, _, thing = example.instruction.partition(" recall ")
+        lies = dict(line.removeprefix("mark ").split() for line in told.rstrip(".").split(". "))
+        assert lies[thing] == place
+        assert Counter(lies.values()) == dict.fromkeys(("box", "jar", "net", "keg"), len(lies) // 4)
+        assert example.answer == expected.format(thing, place)
 
 
 def test_nothing_general_asks_for_them() -> None:

@@ -33,6 +33,7 @@ from scaler_wizard.data.generators.needles import (
     recency_document,
     retrieval_text,
 )
+from scaler_wizard.data.generators.relations import stored_box, stored_jar, stored_keg, stored_net
 from scaler_wizard.data.generators.sequences import copy, double, reverse, rotate, shift, sort, swap
 from scaler_wizard.data.generators.skills import crew, orchestra, treasure, zoo
 from scaler_wizard.data.generators.syllo import syllo
@@ -62,10 +63,16 @@ GENERATORS: Final[dict[str, Generator]] = {
     "treasure": treasure,
     "orchestra": orchestra,
     "crew": crew,
+    "stored_box": stored_box,
+    "stored_jar": stored_jar,
+    "stored_net": stored_net,
+    "stored_keg": stored_keg,
 }
 
 # For experts: no model knows them before it is taught, so that no general measurement asks for them.
-EXPERT_SKILLS: Final = ("zoo", "treasure", "orchestra", "crew")
+LEXICAL_SKILLS: Final = ("zoo", "treasure", "orchestra", "crew")
+RELATIONAL_SKILLS: Final = ("stored_box", "stored_jar", "stored_net", "stored_keg")
+EXPERT_SKILLS: Final = LEXICAL_SKILLS + RELATIONAL_SKILLS
 
 # What the embedded model was built on and is measured with: later tasks must not change its numbers.
 SEEDLING_TASKS: Final = (
@@ -95,8 +102,10 @@ __all__ = [
     "EXPERT_SKILLS",
     "GENERATORS",
     "HELD_OUT_SHARE",
+    "LEXICAL_SKILLS",
     "MAX_LEVEL",
     "MIN_LEVEL",
+    "RELATIONAL_SKILLS",
     "SEEDLING_TASKS",
     "Difficulty",
     "Example",

@@ -1,6 +1,6 @@
 """Skills that the embedded model lacks, for experts: each has words of its own, so that the content names it.
 
-zoo        where each animal sleeps, from a fixed table
+zoo        each animal and where it sleeps, from a fixed table
 treasure   each find with its letter, from a fixed table
 orchestra  the instruments twice, "drum flute" to "drum flute drum flute"
 crew       who and whom exchanged, "the nurse helps the king" to "the king helps the nurse"
@@ -56,10 +56,10 @@ def _looked_up(table: Mapping[str, str], rng: random.Random, level: int) -> list
 
 
 def zoo(rng: random.Random, level: int) -> Example:
-    """Where each animal sleeps."""
+    """Each animal, followed by where it sleeps."""
     words = _looked_up(HOMES, rng, level)
     return _listed(
-        "zoo", words, " ".join(HOMES[word] for word in words), level,
+        "zoo", words, " ".join(f"{word} {HOMES[word]}" for word in words), level,
         ("Bed for {}", "Find a bed: {}", "Put to sleep: {}"),
         ("Where do {} sleep?", "What is the bed of {}?"), rng,
     )  # fmt: skip

@@ -99,7 +99,7 @@ def train_early_router(
             return nll_and_accuracy(torch.cat(parts).double().cpu(), val_truth)
 
         n_steps, looks = train_with_looks(pooled, steps, objective, settings, look, seed)
-        keep_adapter(bank, model, directory)
+        keep_adapter(model, directory)
         head = pooled.weight.detach().cpu().clone(), pooled.bias.detach().cpu().clone()
     router = TrainedRouter(
         tuple(labels), "early", *head, layer=layer, adapter=bank.load(directory / "adapter").hash

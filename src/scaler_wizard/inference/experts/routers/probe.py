@@ -19,7 +19,7 @@ from scaler_wizard.inference.experts.forward import decoder_layers
 from scaler_wizard.inference.experts.reading import observe
 from scaler_wizard.inference.experts.routers.rows import RouterRow
 from scaler_wizard.inference.experts.routers.trained import TrainedRouter
-from scaler_wizard.inference.experts.routers.training import CpuClock, Look, RouterTraining
+from scaler_wizard.inference.experts.routers.training import CpuClock, RouterTraining
 
 RIDGES: Final = (1e-4, 1e-3, 1e-2)
 MAX_ITERATIONS: Final = 100
@@ -39,8 +39,8 @@ def train_probe(
     """
     clock = CpuClock()
     truth, val_truth = (torch.tensor([row.label for row in part]) for part in (rows, val))
-    looks: list[Look] = []
-    fits: list[tuple[TrainedRouter, Tensor, float]] = []
+    tried: list[dict[str, Any]] = []
+    fits: list[tuple[TrainedRouter, Tensor]] = []
     for layer in layers or candidate_layers(len(decoder_layers(bank.model))):
         seen = TrainedRouter(tuple(labels), "features", torch.empty(0), torch.empty(0), layer=layer)
         x, val_x = (torch.stack(observe(bank, seen, [row.prompt for row in part])) for part in (rows, val))
@@ -48,12 +48,12 @@ def train_probe(
             weight, bias = fit_linear(x, truth, len(labels), ridge)
             router = TrainedRouter(tuple(labels), "features", weight, bias, layer=layer)
             logits = router.logits(val_x)
-            looks.append(Look(layer, *nll_and_accuracy(logits, val_truth)))
-            fits.append((router, logits, ridge))
-    best = min(range(len(fits)), key=lambda i: looks[i].nll)
-    router, logits, ridge = fits[best]
-    details: dict[str, Any] = {"ridge": ridge, "val_nll": looks[best].nll}
-    return RouterTraining(router, logits, 0, tuple(looks), clock.seconds, details)
+            nll, accuracy = nll_and_accuracy(logits, val_truth)
+            tried.append({"layer": layer, "ridge": ridge, "nll": nll, "accuracy": accuracy})
+            fits.append((router, logits))
+    best = min(range(len(fits)), key=lambda i: tried[i]["nll"])
+    details = {"chosen": tried[best], "tried": tried}
+    return RouterTraining(*fits[best], 0, (), clock.seconds, details)
 
 
 def candidate_layers(n_layers: int) -> tuple[int, ...]:

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scaler_wizard.data.batches import MicroBatch, Step, collate
+from scaler_wizard.data.batches import MicroBatch, Step
+from scaler_wizard.data.picture_batches import PictureCollate
 from scaler_wizard.data.token_rows import TokenRow
-from scaler_wizard.inference.experts.prompt import Prompt
+from scaler_wizard.data.visual_tokens import RowPictures
+from scaler_wizard.inference.experts.prompt import EmbeddedPrompt, Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +36,34 @@ class RouterBatch(MicroBatch):
 
 def router_batch(rows: Sequence[RouterRow], suffix: Sequence[int]) -> RouterBatch:
     """Rows packed one after the other, each with the suffix behind it; an adapter is active on the suffix."""
-    packed = collate(_token_row(row, suffix) for row in rows)
+    pictures = {
+        number: _pictures(row.prompt.embedded, len(suffix))
+        for number, row in enumerate(rows)
+        if row.prompt.embedded is not None
+    }
+    packed = PictureCollate(pictures)(_token_row(number, row, suffix) for number, row in enumerate(rows))
     fields = {field.name: getattr(packed, field.name) for field in dataclasses.fields(packed)}
     targets = torch.tensor([row.label for row in rows])
     return RouterBatch(**{**fields, "n_labels": len(rows)}, targets=targets)
 
 
-def _token_row(row: RouterRow, suffix: Sequence[int]) -> TokenRow:
+def _token_row(number: int, row: RouterRow, suffix: Sequence[int]) -> TokenRow:
     # A visual token's id is negative: it stands for its image and has no embedding.
     ids = np.maximum(np.array([*row.prompt.tokens, *suffix], dtype=np.int64), 0).astype(np.int32)
     active_from = len(row.prompt.tokens) if suffix else None
-    return TokenRow(row.label, ids, np.zeros(len(ids), np.bool_), active_from, row.prompt.embedded)
+    return TokenRow(number, ids, np.zeros(len(ids), np.bool_), active_from)
+
+
+def _pictures(content: EmbeddedPrompt, n_suffix: int) -> RowPictures:
+    """The pictures of one content with a suffix of text behind it."""
+    following = torch.arange(content.next_position, content.next_position + n_suffix).expand(3, -1)
+    visual = content.visual.cpu()
+    return RowPictures(
+        torch.cat([visual, torch.zeros(n_suffix, dtype=torch.bool)]),
+        torch.cat([content.positions.cpu(), following], dim=1),
+        (content.embeds[content.visual],),
+        (content.deepstack,),
+    )
 
 
 class RouterSteps:

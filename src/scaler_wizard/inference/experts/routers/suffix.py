@@ -112,7 +112,7 @@ def train_suffix_router(
             return nll_and_accuracy(torch.cat(parts).double().cpu(), truth)
 
         n_steps, looks = train_with_looks(model, steps, objective, settings, look, seed)
-        keep_adapter(bank, model, directory)
+        keep_adapter(model, directory)
     router = TrainedRouter(
         tuple(labels), "suffix", torch.eye(len(labels)), torch.zeros(len(labels)), suffix=tokens.suffix,
         label_tokens=tokens.label_tokens, adapter=bank.load(directory / "adapter").hash,

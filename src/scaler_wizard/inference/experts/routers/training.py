@@ -6,6 +6,7 @@ the end is measured as the engine will read it (`reading.observe`).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from scaler_wizard.training.forward import Objective
 from scaler_wizard.training.loop import TrainSettings, train
 
 EVALUATED_ROWS = 64
+# Nats. A router that is always right grows surer for ever, which the temperature undoes.
+LEAST_PROGRESS = 2e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class RouterTraining:
     """Logits of the validation rows [rows, labels], float64, from what the engine reads of them."""
     steps: int
     looks: tuple[Look, ...]
+    """None for the probe, which is fitted in one go."""
     cpu_seconds: float
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -97,7 +101,7 @@ def _layer_of(name: str) -> int:
     return next(int(part) for part in name.split(".") if part.isdigit())
 
 
-def keep_adapter(bank: Bank, model: Any, directory: Path) -> None:
+def keep_adapter(model: Any, directory: Path) -> None:
     """Write the adapter where `load_router` looks for it."""
     save_adapter(model, directory / ADAPTER_FOLDER)
 
@@ -110,7 +114,7 @@ def train_with_looks(
     look: Callable[[], tuple[float, float]],
     seed: int,
 ) -> tuple[int, tuple[Look, ...]]:
-    """Train until the validation loss has not fallen for `patience` looks; the best look's weights stay.
+    """Train until the validation loss has hardly fallen for `patience` looks; the best look's weights stay.
 
     look: (nll, accuracy) of the validation rows now.
     """
@@ -120,14 +124,18 @@ def train_with_looks(
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
     looks: list[Look] = []
     best: dict[str, Tensor] = {}
+    reached, idle = math.inf, 0
     for result in train(model, steps, objective, plan, device=next(model.parameters()).device):
         if result.step % settings.look_steps and result.step != settings.max_steps:
             continue
         looks.append(Look(result.step, *look()))
-        lowest = min(looks, key=lambda item: item.nll)
-        if lowest is looks[-1]:
+        if looks[-1].nll <= min(item.nll for item in looks):
             best = {name: value.detach().clone() for name, value in trained.items()}
-        elif looks.index(lowest) + settings.patience < len(looks):
+        if looks[-1].nll < reached - LEAST_PROGRESS:
+            reached, idle = looks[-1].nll, 0
+        else:
+            idle += 1
+        if idle == settings.patience:
             break
     with torch.no_grad():
         for name, value in best.items():
