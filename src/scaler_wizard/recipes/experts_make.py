@@ -5,6 +5,7 @@ One training after another, each finished adapter written and remembered, so tha
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Sequence
@@ -96,7 +97,7 @@ def make_adapters(
     for one in lessons_of(job, rows):
         made[one.name] = context.once(
             f"adapter {one.name}",
-            lambda one=one: _make(context, job, plan, run_dir, one, _belongs(partial, one)),
+            functools.partial(_make, context, job, plan, run_dir, one, _belongs(partial, one)),
         )
     return {"adapters": made, "steps": sum(found["steps"] for found in made.values())}
 

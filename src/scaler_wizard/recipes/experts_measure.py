@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from scaler_wizard.data.progress import OnProgress
@@ -121,7 +122,7 @@ def measure_answers(
         work = _per_input(sum((answer.counters for answer in answers), Counters()), len(rows))
         return {"right": right, "work": work, "samples": _samples(rows, answers, texts, right)}
 
-    found = {setting: context.once(f"answers {setting}", lambda s=setting: ask(s)) for setting in SETTINGS}
+    found = {setting: context.once(f"answers {setting}", partial(ask, setting)) for setting in SETTINGS}
     return {
         "right": {setting: found[setting]["right"] for setting in SETTINGS},
         "labels": [row.label for row in rows],
