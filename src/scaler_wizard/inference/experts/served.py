@@ -28,6 +28,7 @@ from scaler_wizard.models.hashing import weights_sha256
 from scaler_wizard.models.load import load_model
 from scaler_wizard.models.vision import ImageEncoder, is_vision_model
 from scaler_wizard.models.vision_files import load_vision_processor
+from scaler_wizard.models.vision_rows import picture_messages
 from scaler_wizard.store.experts_bundle import MULTITASK, Bundle
 
 VERY_LONG = 1 << 40
@@ -55,18 +56,16 @@ class Served:
             RowError: an unknown role, no message.
             IncompatibleModelError: an image for a model without eyes.
         """
-        turns: list[dict[str, Any]] = [message.as_dict() for message in messages]
-        if self.system_prompt and turns and turns[0]["role"] != "system":
-            turns.insert(0, {"role": "system", "content": self.system_prompt})
+        turns = list(messages)
+        if self.system_prompt and turns and turns[0].role != "system":
+            turns.insert(0, Message("system", self.system_prompt))
         if image is None:
-            return Prompt(tuple(chat_ids(self.tokenizer, turns)))
+            return Prompt(tuple(chat_ids(self.tokenizer, [turn.as_dict() for turn in turns])))
         if self.encoder is None:
             raise IncompatibleModelError(
                 "an image for a base that reads text only", "a vision-language base", "leave the image out"
             )
-        first = next(turn for turn in turns if turn["role"] == "user")
-        first["content"] = [{"type": "image"}, {"type": "text", "text": first["content"]}]
-        return chat_prompt(self.encoder, turns, [image])
+        return chat_prompt(self.encoder, picture_messages(turns, 1), [image])
 
     def request(self, prompt: Prompt, max_new_tokens: int, expert: str | None = None) -> RoutedRequest:
         """A greedy request.
