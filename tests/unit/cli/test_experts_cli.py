@@ -53,7 +53,8 @@ def test_a_dry_run_shows_the_stages_and_makes_no_run(tmp_path: Path) -> None:
     ("changes", "error", "words"),
     [
         ({}, ContractNotAcceptedError, "no contract"),
-        ({"experts": [{"label": "a", "generator": "sort"}] * 2}, SpecError, "given twice"),
+        ({"experts": [{"label": "a", "generator": "sort"}, {"label": "a", "generator": "copy"}]},
+         SpecError, "given twice"),
         ({"experts": [{"label": "a", "data": "none.jsonl"}, {"label": "b", "generator": "sort"}]},
          DataFileMissingError, 'expert "a" names data that is not there'),
         ({"experts": [{"label": "a", "adapter": "none"}, {"label": "b", "generator": "sort"}]},
