@@ -9,8 +9,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from scaler_wizard.cli.demo_screens import write_screens
 from scaler_wizard.cli.experts import app, pace_of
 from scaler_wizard.cli.experts_versions import find_bundle
+from scaler_wizard.data.generators.screens import SCREEN_SKILLS
+from scaler_wizard.data.routing import merge_sources
+from scaler_wizard.data.routing_sources import RoutingSource
 from scaler_wizard.errors import (
     ContractNotAcceptedError,
     DataFileMissingError,
@@ -20,6 +24,7 @@ from scaler_wizard.errors import (
     SpecError,
     UsageError,
 )
+from scaler_wizard.specs.experts import RoutingSection
 from scaler_wizard.specs.yaml_io import dump_yaml
 from scaler_wizard.store.workspace import Workspace
 
@@ -113,3 +118,12 @@ def test_importing_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="format"):
         scaler("import", str(tmp_path / "loras.json"), "-w", str(tmp_path / "w"))
     assert not (tmp_path / "w").exists()
+
+
+def test_drawn_screens_are_a_data_set_that_splits_without_leaks(tmp_path: Path) -> None:
+    folder = write_screens(tmp_path / "screens", seed=1, rows=24)
+    sources = [RoutingSource(skill, skill, path=folder / f"{skill}.jsonl") for skill in SCREEN_SKILLS]
+    merged = merge_sources(sources, RoutingSection(rows=8, test_rows=6), list(SCREEN_SKILLS))
+    assert all(found == {"train": 6, "val": 2, "test": 6} for found in merged.counts().values())
+    shown = [{row.image_sha256 for row in merged.chosen(split)} for split in ("train", "val", "test")]
+    assert not shown[0] & shown[1] | shown[0] & shown[2] | shown[1] & shown[2]
