@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -25,6 +26,8 @@ def port(engine: EngineProcess) -> Iterator[int]:
     server = uvicorn.Server(uvicorn.Config(make_app(engine, TOKEN), log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
+    while not server.started:
+        time.sleep(0.02)
     yield listener.getsockname()[1]
     server.should_exit = True
     thread.join(20)
