@@ -14,6 +14,7 @@ from rich.console import Console
 
 from scaler_wizard.cli.demo_continual import play
 from scaler_wizard.cli.demo_experts import ask_experts
+from scaler_wizard.cli.demo_screens import write_screens
 from scaler_wizard.cli.demo_words import print_story
 from scaler_wizard.cli.hosting import finish, host_run
 from scaler_wizard.cli.options import JsonOption, WorkspaceOption, new_workspace, print_json
@@ -82,24 +83,31 @@ def bootstrap(
 def experts(
     workspace: WorkspaceOption = None,
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    screens: Annotated[
+        bool, typer.Option("--screens", help="Drawn screens and the embedded vision model instead of text.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Four experts on skills that the embedded model lacks, one router, then 32 mixed questions."""
     console = Console()
     space = new_workspace(workspace or Path("demo-experts"))
-    outcome = _host(space, console, "demo_experts.yaml", seed)
+    folder = write_screens(space.root / "screens", seed) if screens else Path.cwd()
+    asset = "demo_experts_screens.yaml" if screens else "demo_experts.yaml"
+    outcome = _host(space, console, asset, seed, folder)
     if outcome["status"] == "completed":
         run_dir = space.run_dir(str(outcome["run"]))
-        asked = ask_experts(space, console, run_dir)
+        asked = ask_experts(space, console, run_dir, "screens" if screens else "experts")
         run_dir.write_result({**(run_dir.result() or {}), "asked": asked})
     finish(space, console, outcome, json=json)
 
 
-def _host(space: Workspace, console: Console, asset: str, seed: int) -> dict[str, Any]:
+def _host(
+    space: Workspace, console: Console, asset: str, seed: int, folder: Path | None = None
+) -> dict[str, Any]:
     """Sign and run a job that ships with the package; the run as the host then shows it."""
     value = parse_yaml(files("scaler_wizard.assets").joinpath(asset).read_text(encoding="utf-8"), asset)
     value["training"]["seed"] = seed
-    job = parse_job(value, Path.cwd())
+    job = parse_job(value, folder or Path.cwd())
     console.print(
         "This demo signs its own contract and answers its own gates, and says so where it does.",
         highlight=False,

@@ -14,22 +14,25 @@ from rich.text import Text
 from scaler_wizard.cli.experts_versions import find_bundle
 from scaler_wizard.data.routing import RoutingRow, read_routing
 from scaler_wizard.errors import ModelNotFoundError, RunError
-from scaler_wizard.serving.client import ExpertsClient
+from scaler_wizard.jobs.client import Client
+from scaler_wizard.serving.client import ANSWER_SEC, ExpertsClient, encoded
 from scaler_wizard.serving.engine_process import Answer
 from scaler_wizard.store.experts_bundle import Bundle
 from scaler_wizard.store.rundir import RunDir
 from scaler_wizard.store.workspace import Workspace
 
 QUESTIONS = 32
-NAME = "experts"
 
 
-def ask_experts(space: Workspace, console: Console, run_dir: RunDir) -> dict[str, Any]:
+def ask_experts(space: Workspace, console: Console, run_dir: RunDir, name: str) -> dict[str, Any]:
     """Answer 32 mixed held-out inputs with what is in service and show them; {questions, right, work}."""
-    bundle = _bundle(space, console)
+    bundle = _bundle(space, console, name)
     rows = mixed(_test_rows(run_dir), QUESTIONS)
     with ExpertsClient(bundle.folder) as client:
-        answers = client.ask_all([row.prompt for row in rows])
+        futures = [
+            client.process.submit(row.prompt, image_b64=encoded(row.image)) for row in rows
+        ]  # together: the engine mixes them
+        answers = [future.result(ANSWER_SEC) for future in futures]
     console.print(answer_table(rows, answers))
     work: Counter[str] = Counter()
     for answer in answers:
@@ -42,7 +45,7 @@ def ask_experts(space: Workspace, console: Console, run_dir: RunDir) -> dict[str
         f"{each['prefills']:.2f} prefills, {each['router_forwards']:.2f} router passes, "
         f"{each['router_decode_steps']:.2f} tokens generated before the expert was known"
     ))  # fmt: skip
-    _say(console, f"ask more: scaler experts ask -w {space.root} 'Bed for cat dog cow'")
+    _say(console, f"ask more: scaler experts ask --name {name} -w {space.root} '{rows[0].prompt}'")
     return {
         "questions": len(rows), "right": right, "own_expert": sent, "work": dict(work),
         "answers": [asdict(answer) for answer in answers],
@@ -76,13 +79,15 @@ def _test_rows(run_dir: RunDir) -> tuple[RoutingRow, ...]:
     return read_routing(Path(folder)).test
 
 
-def _bundle(space: Workspace, console: Console) -> Bundle:
+def _bundle(space: Workspace, console: Console, name: str) -> Bundle:
     """What was promoted; what was held where nothing was, and that is said."""
     try:
-        return find_bundle(space, NAME, None)
+        return find_bundle(space, name, None)
     except ModelNotFoundError:
         _say(console, "nothing was promoted; the held version answers here, so that it can be looked at")
-        return find_bundle(space, NAME, "v001")
+        with Client(space) as client:
+            newest = client.call("versions", lineage=name)["versions"][0]["name"]
+        return find_bundle(space, name, newest)
 
 
 def _same(answer: str, reference: str) -> bool:

@@ -56,7 +56,9 @@ def split_groups(
     placed: list[Split | None] = [None] * len(groups)
     for group in order:
         split = _place(members[group], labels, wanted, given)
-        for row in sorted(members[group], key=lambda row: (keys[row], row)) if split else ():
+        if split is None:
+            continue
+        for row in sorted(members[group], key=lambda row: (keys[row], row)):
             if given[labels[row], split] < wanted[labels[row], split]:
                 placed[row] = split
                 given[labels[row], split] += 1

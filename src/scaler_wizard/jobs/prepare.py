@@ -7,14 +7,16 @@ recipe adds one function that makes its paths absolute and one that plans it.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scaler_wizard.data.generators import GENERATORS
 from scaler_wizard.data.sample import DataSample, check_held_out, sample_data, sample_file
 from scaler_wizard.data.worlds import open_world
-from scaler_wizard.errors import SpecError
+from scaler_wizard.errors import DataFileMissingError, ModelNotFoundError, SpecError
 from scaler_wizard.jobs.history import run_records
 from scaler_wizard.planning.bootstrap import make_bootstrap_plan
 from scaler_wizard.planning.continual import make_continual_plan
@@ -178,7 +180,33 @@ def _plan_grow(job: GrowJob, given: Given) -> tuple[DataSample, Plan]:
     return sample, plan
 
 
+def _check_expert(expert: ExpertSection) -> None:
+    """What an expert names is there; what is in it, the run looks at.
+
+    Raises:
+        DataFileMissingError, ModelNotFoundError, SpecError: it is not.
+    """
+    if expert.data is not None and not Path(expert.data).exists():
+        raise DataFileMissingError(
+            f'expert "{expert.label}" names data that is not there ({expert.data})', "a data file",
+            "correct experts.data",
+        )  # fmt: skip
+    if expert.adapter is not None and not (Path(expert.adapter) / "adapter_config.json").is_file():
+        raise ModelNotFoundError(
+            f'expert "{expert.label}" names an adapter that is not there ({expert.adapter})',
+            "a folder with adapter_config.json", "correct experts.adapter, or leave it out to train one",
+        )  # fmt: skip
+    if expert.generator is not None and expert.generator not in GENERATORS:
+        near = difflib.get_close_matches(expert.generator, GENERATORS, n=1)
+        raise SpecError(
+            f'expert "{expert.label}" names the generated task "{expert.generator}", which does not exist',
+            f"one of: {', '.join(GENERATORS)}", f'did you mean "{near[0]}"?' if near else "name one",
+        )  # fmt: skip
+
+
 def _plan_experts(job: ExpertsJob, given: Given) -> tuple[None, Plan]:
+    for expert in job.experts:
+        _check_expert(expert)
     return None, make_experts_plan(job, given.machine, given.facts, learned=given.learned)
 
 

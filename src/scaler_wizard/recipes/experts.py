@@ -16,7 +16,6 @@ from pathlib import Path
 
 from scaler_wizard.data.routing import RoutingSet
 from scaler_wizard.errors import CheckpointError
-from scaler_wizard.evals.promotion import Promotion
 from scaler_wizard.evals.worth import Standing, decide_worth
 from scaler_wizard.inference.experts.routers.files import load_router
 from scaler_wizard.inference.experts.served import Served, add_expert, serve_base
@@ -127,9 +126,7 @@ class ExpertsRecipe:
 
     def train(self, context: PhaseContext) -> Metrics:
         """Each kind of router on the ladder; the best on the val rows, then again with other seeds."""
-        return train_routers(
-            context, self.job, self.served, self.rows, self.run_dir, self.done["P2"]["longest"]
-        )
+        return train_routers(context, self.job, self.served, self.rows, self.run_dir, self.done["P2"])
 
     # P4
 
@@ -155,21 +152,17 @@ class ExpertsRecipe:
 
     def deploy(self, context: PhaseContext) -> Metrics:
         """Export all that answers; the host publishes it: current where it is worth it, else held."""
-        decision = Promotion(**{key: self._decided(key) for key in ("promote", "reasons", "warnings")})
-        wanted = decision.promote and self.job.deploy.promote
-        for reason in decision.reasons:
+        decision = self.done["P4"]["decision"]
+        wanted = bool(decision["promote"]) and self.job.deploy.promote
+        for reason in decision["reasons"]:
             context.note(f"{'promoted' if wanted else 'held'}: {reason}")
-        for warning in decision.warnings:
+        for warning in decision["warnings"]:
             context.note(f"look at this: {warning}")
         digest = weights_sha256(resolve_model(self.job.model.base_model, self.job.model.revision))
         folder = export_bundle(
             self.job, self.run_dir, Path(self.done["P3"]["seeds"][0]), self.done, digest
         )  # fmt: skip
         return {"folder": str(folder), "promote": wanted, "weights_sha256": digest}
-
-    def _decided(self, key: str) -> object:
-        value = self.done["P4"]["decision"][key]
-        return tuple(value) if isinstance(value, list) else value
 
     def finish(self, context: PhaseContext, done: dict[str, Metrics]) -> Metrics:
         """The record that the host publishes and the report shows."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from scaler_wizard.data.activation import activate
+from scaler_wizard.data.batches import Collate, collate
+from scaler_wizard.data.images import read_image
 from scaler_wizard.data.routing import (
     RoutingRow,
     RoutingSet,
@@ -20,6 +22,8 @@ from scaler_wizard.data.routing_sources import RoutingSource
 from scaler_wizard.data.rows import Row
 from scaler_wizard.data.token_rows import TokenRow
 from scaler_wizard.data.tokens import tokenize_rows
+from scaler_wizard.models.vision import ImageEncoder
+from scaler_wizard.models.vision_rows import VisionRow, encode_vision_rows
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.runs.phase import Metrics
 from scaler_wizard.specs.experts import ExpertsJob
@@ -71,15 +75,33 @@ def routing_set(generated: Metrics) -> RoutingSet:
 
 
 def lesson(
-    rows: Sequence[RoutingRow], tokenizer: Any, context: int, invocation: Sequence[int] | None
-) -> Sequence[TokenRow]:
-    """Rows that an adapter learns from: the answer trains, from the invocation on where there is one."""
+    rows: Sequence[RoutingRow], tokenizer: Any, context: int, invocation: Sequence[int] | None,
+    encoder: ImageEncoder | None = None,
+) -> tuple[Sequence[TokenRow], Collate]:  # fmt: skip
+    """Rows that an adapter learns from: the answer trains, from the invocation on where there is one.
+
+    Args:
+        encoder: reads the pictures of a vision-language base, each once.
+
+    Raises:
+        RowError: a row that is longer than the context, or that the chat template refuses.
+        ImageError: a picture that is none.
+    """
+    if encoder is not None:
+        seen = encode_vision_rows(_vision_rows(rows), encoder, context=context)
+        return activate(seen.rows, invocation) if invocation else seen.rows, seen.collate
     values = (
         Row(number, {"messages": [*(turn.as_dict() for turn in row.messages), _answer(row)]})
         for number, row in enumerate(rows, start=1)
     )
     tokens = tokenize_rows(values, "messages", tokenizer, context=context, long_rows="refuse").rows
-    return activate(tokens, invocation) if invocation else tokens
+    return activate(tokens, invocation) if invocation else tokens, collate
+
+
+def _vision_rows(rows: Sequence[RoutingRow]) -> Iterator[VisionRow]:
+    for number, row in enumerate(rows, start=1):
+        images = () if row.image is None else (read_image(row.image),)
+        yield VisionRow(number, row.messages, row.answer, images)
 
 
 def _answer(row: RoutingRow) -> dict[str, str]:

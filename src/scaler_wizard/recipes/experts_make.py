@@ -5,6 +5,7 @@ One training after another, each finished adapter written and remembered, so tha
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Sequence
@@ -14,7 +15,10 @@ from typing import Any
 
 from scaler_wizard.data.routing import RoutingRow, RoutingSet
 from scaler_wizard.models.export import export_adapter
+from scaler_wizard.models.rope import base_model
 from scaler_wizard.models.tensor_files import Files
+from scaler_wizard.models.vision import ImageEncoder, is_vision_model
+from scaler_wizard.models.vision_files import load_vision_processor
 from scaler_wizard.planning.experts import trained_here
 from scaler_wizard.planning.plan import PhasePlan, Plan
 from scaler_wizard.recipes.experts_data import lesson
@@ -48,6 +52,13 @@ class AdapterSession(ModelSession):
     def __init__(self, job: ExpertsJob, plan: Plan, lesson: Lesson) -> None:
         super().__init__(job, plan, activated=lesson.activated)
         self.lesson = lesson
+
+    def encoder(self) -> ImageEncoder | None:
+        """Reads pictures; None for a base that reads text only."""
+        model = base_model(self.adapted)
+        if not is_vision_model(model):
+            return None
+        return ImageEncoder(model, load_vision_processor(self.path, model, self.tokenizer))
 
     def files(self) -> Files:
         return {**super().files(), WHO_FILE: json.dumps({"name": self.lesson.name}).encode()}
@@ -96,7 +107,7 @@ def make_adapters(
     for one in lessons_of(job, rows):
         made[one.name] = context.once(
             f"adapter {one.name}",
-            lambda one=one: _make(context, job, plan, run_dir, one, _belongs(partial, one)),
+            functools.partial(_make, context, job, plan, run_dir, one, _belongs(partial, one)),
         )
     return {"adapters": made, "steps": sum(found["steps"] for found in made.values())}
 
@@ -116,8 +127,10 @@ def _make(
     context.note(f"training {one.words}: {len(one.rows):,} rows, {one.steps} steps")
     session = AdapterSession(job, plan, one)
     phase: PhasePlan = plan.phase(context.phase)
-    tokens = lesson(one.rows, session.tokenizer, phase.context, session.invocation)
-    training = session.training(phase, tokens, (), one.steps, 0.0)
+    tokens, collate = lesson(
+        one.rows, session.tokenizer, phase.context, session.invocation, session.encoder()
+    )
+    training = session.training(phase, tokens, (), one.steps, 0.0, collate)
     if partial is not None:
         session.load(partial.path)
         session.continue_training(training, partial.path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from scaler_wizard.data.progress import OnProgress
@@ -17,6 +18,7 @@ from scaler_wizard.inference.experts.engine import routed_serving
 from scaler_wizard.inference.experts.prompt import BASE, Prompt, RoutedAnswer
 from scaler_wizard.inference.experts.routing import Router
 from scaler_wizard.inference.experts.served import Served
+from scaler_wizard.recipes.experts_routers import content_of
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.runs.phase import Metrics
 from scaler_wizard.specs.experts import ExpertsJob
@@ -73,7 +75,7 @@ def measure_routing(
 ) -> Metrics:  # fmt: skip
     """The first router on every row in full, and the accuracy of the others, trained with other seeds."""
     labels = routers[0].labels
-    prompts = [served.content(row.messages) for row in rows]
+    prompts = [content_of(served, row) for row in rows]
     truths = [row.label for row in rows]
     probabilities: list[list[list[float]]] = []
     counters = Counters()
@@ -103,7 +105,7 @@ def measure_answers(
     majority: str,
 ) -> Metrics:
     """Every row answered in every setting: {right: {setting: [...]}, work, samples}; kept over a kill."""
-    prompts = [served.content(row.messages) for row in rows]
+    prompts = [content_of(served, row) for row in rows]
     fallback = MULTITASK if job.router.fallback == "multitask" else None
     who: dict[Setting, list[str | None]] = {
         "routed": [None] * len(rows), "oracle": [row.label for row in rows],
@@ -120,7 +122,7 @@ def measure_answers(
         work = _per_input(sum((answer.counters for answer in answers), Counters()), len(rows))
         return {"right": right, "work": work, "samples": _samples(rows, answers, texts, right)}
 
-    found = {setting: context.once(f"answers {setting}", lambda s=setting: ask(s)) for setting in SETTINGS}
+    found = {setting: context.once(f"answers {setting}", partial(ask, setting)) for setting in SETTINGS}
     return {
         "right": {setting: found[setting]["right"] for setting in SETTINGS},
         "labels": [row.label for row in rows],

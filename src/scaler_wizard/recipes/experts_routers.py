@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from scaler_wizard.data.images import read_image
 from scaler_wizard.data.routing import RoutingRow, RoutingSet
-from scaler_wizard.data.routing_split import SPLITS
+from scaler_wizard.data.routing_split import SPLITS, Split
 from scaler_wizard.evals.calibration import choose_threshold, fit_temperature, softmax
 from scaler_wizard.evals.router_choice import choose_router
 from scaler_wizard.inference.experts.prompt import Prompt
@@ -86,6 +86,16 @@ def content_of(served: Served, row: RoutingRow) -> Prompt:
     return served.content(row.messages, read_image(row.image) if row.image is not None else None)
 
 
+def prompts_of(served: Served, rows: RoutingSet, split: Split, folder: Path) -> list[Prompt]:
+    """The contents of a split as `encode` left them; a row with a picture is read again."""
+    first = sum(len(rows.split(name)) for name in SPLITS[: SPLITS.index(split)])
+    kept = read_contents(folder)[first : first + len(rows.split(split))]
+    return [
+        Prompt(tokens) if row.image is None else content_of(served, row)
+        for tokens, row in zip(kept, rows.split(split), strict=True)
+    ]
+
+
 def read_contents(folder: Path) -> list[tuple[int, ...]]:
     """Token ids of every input: train, val, test, in their order."""
     stored = load_file(folder / CONTENTS)
@@ -115,11 +125,12 @@ def _key(served: Served, rows: RoutingSet) -> str:
 
 
 def train_routers(
-    context: PhaseContext, job: ExpertsJob, served: Served, rows: RoutingSet, run_dir: RunDir, longest: int
-) -> Metrics:
+    context: PhaseContext, job: ExpertsJob, served: Served, rows: RoutingSet, run_dir: RunDir,
+    encoded: Metrics,
+) -> Metrics:  # fmt: skip
     """{ladder: [one record a kind], chosen: the best one's, seeds: [folder of each seed's router]}."""
     folder = run_dir.path / "routers"
-    trainer = _Trainer(context, job, served, rows, folder, longest)
+    trainer = _Trainer(context, job, served, rows, folder, encoded)
     steps = [step for step in COSTS if step in job.router.ladder]
     ladder = [trainer.once(step, 0) for step in steps]
     choice = choose_router([found["right"] for found in ladder], steps)
@@ -142,15 +153,20 @@ class _Trainer:
         served: Served,
         rows: RoutingSet,
         folder: Path,
-        longest: int,
+        encoded: Metrics,
     ) -> None:
-        self.context, self.job, self.served, self.folder, self.longest = context, job, served, folder, longest
+        self.context, self.job, self.served, self.folder = context, job, served, folder
+        self.longest = int(encoded["longest"])
         self.labels = rows.labels
-        self.train = self._rows(rows.train)
-        self.val = self._rows(rows.val)
-
-    def _rows(self, rows: Sequence[RoutingRow]) -> list[RouterRow]:
-        return [RouterRow(content_of(self.served, row), self.labels.index(row.label)) for row in rows]
+        self.train, self.val = (
+            [
+                RouterRow(prompt, self.labels.index(row.label))
+                for prompt, row in zip(
+                    prompts_of(served, rows, split, Path(encoded["folder"])), rows.split(split), strict=True
+                )
+            ]
+            for split in SPLITS[:2]
+        )
 
     def once(self, step: LadderStep, seed: int) -> Metrics:
         """The record of one router; trained unless it was before a kill."""

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from scaler_wizard.data.activation import chat_invocation
-from scaler_wizard.data.batches import Batches
+from scaler_wizard.data.batches import Batches, Collate
+from scaler_wizard.data.batches import collate as collate_text
 from scaler_wizard.data.chat import prepare_chat_template
 from scaler_wizard.data.token_rows import TokenRow
 from scaler_wizard.inference.backoff import InferenceRoom
@@ -164,18 +165,20 @@ class ModelSession:
         replay: Sequence[TokenRow],
         steps: int,
         replay_fraction: float,
+        collate: Collate = collate_text,
     ) -> Training:
         """Batches, optimiser settings and a fresh optimiser for one phase.
 
         Args:
             steps: most optimiser steps; fewer where the job's passes over `rows` need fewer.
             replay_fraction: share of a step's tokens that is taken from `replay`, where there is any.
+            collate: makes a forward pass of rows; a `PictureCollate` where rows have pictures.
         """
         section = self._training
         batches = Batches(
             rows, context=phase.context, batch_tokens=phase.batch_tokens,
             micro_batch_tokens=phase.micro_batch_tokens, seed=section.seed, text_rows=replay,
-            replay_fraction=replay_fraction, packed=not self.is_prefix,
+            replay_fraction=replay_fraction, packed=not self.is_prefix, collate=collate,
         )  # fmt: skip
         if section.epochs is not None:
             steps = min(steps, batches.steps_for(section.epochs))

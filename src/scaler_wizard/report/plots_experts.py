@@ -37,8 +37,8 @@ def confusion_chart(record: Record) -> Chart | None:
     columns = (Column("inputs of"), *(Column(f"to {name}", True) for name in labels))
     return Chart(
         "confusion", "Where inputs were sent",
-        f"{wrong:,} of {total:,} held-out inputs went to another expert.",
-        "Matrix: one row for the inputs of each expert, one column for where the router sent them; the number "
+        f"{wrong:,} of {total:,} held-out inputs went astray.",
+        "Matrix: one row for the inputs of each expert, one column for where they were sent; the number "
         "counts inputs, the shade is their share of the row.",
         draw("confusion", 90 + ROW_UNITS * len(labels), paint), Table("Inputs sent", columns, rows),
     )  # fmt: skip

@@ -188,6 +188,8 @@ class EngineProcess:
         )  # fmt: skip
 
     def _died(self) -> WorkerDiedError:
+        if self._log.closed:
+            return WorkerDiedError("the engine process was ended", "", "start another one")
         self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, self._log.tell() - LOG_BYTES))
         last = self._log.read().decode("utf-8", "replace").strip().splitlines()

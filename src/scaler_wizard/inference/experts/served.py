@@ -6,8 +6,8 @@ router and to serve one, so that what is measured is what answers. Knows no tran
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,15 @@ from scaler_wizard.data.formats import Message
 from scaler_wizard.data.images import CheckedImage
 from scaler_wizard.errors import IncompatibleModelError, RowError
 from scaler_wizard.inference.experts.bank import Bank
+from scaler_wizard.inference.experts.images import chat_prompt
 from scaler_wizard.inference.experts.prompt import Prompt, RoutedAnswer, RoutedRequest
 from scaler_wizard.inference.generate import stop_token_ids
 from scaler_wizard.models.adapter_io import read_adapter_config
 from scaler_wizard.models.hashing import weights_sha256
 from scaler_wizard.models.load import load_model
+from scaler_wizard.models.vision import ImageEncoder, is_vision_model
+from scaler_wizard.models.vision_files import load_vision_processor
+from scaler_wizard.models.vision_rows import picture_messages
 from scaler_wizard.store.experts_bundle import MULTITASK, Bundle
 
 VERY_LONG = 1 << 40
@@ -42,7 +46,8 @@ class Served:
     """Tokens that open an answer: the invocation of activated experts, and what a plain one goes on from."""
     stop_ids: frozenset[int]
     system_prompt: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    encoder: ImageEncoder | None = None
+    """Reads pictures, each once while it is in its cache; None for a base that reads text only."""
 
     def content(self, messages: Sequence[Message], image: CheckedImage | None = None) -> Prompt:
         """The tokens of a conversation, its last turn the person's.
@@ -51,14 +56,16 @@ class Served:
             RowError: an unknown role, no message.
             IncompatibleModelError: an image for a model without eyes.
         """
-        if image is not None:
+        turns = list(messages)
+        if self.system_prompt and turns and turns[0].role != "system":
+            turns.insert(0, Message("system", self.system_prompt))
+        if image is None:
+            return Prompt(tuple(chat_ids(self.tokenizer, [turn.as_dict() for turn in turns])))
+        if self.encoder is None:
             raise IncompatibleModelError(
                 "an image for a base that reads text only", "a vision-language base", "leave the image out"
             )
-        turns = [message.as_dict() for message in messages]
-        if self.system_prompt and turns and turns[0]["role"] != "system":
-            turns.insert(0, {"role": "system", "content": self.system_prompt})
-        return Prompt(tuple(chat_ids(self.tokenizer, turns)))
+        return chat_prompt(self.encoder, picture_messages(turns, 1), [image])
 
     def request(self, prompt: Prompt, max_new_tokens: int, expert: str | None = None) -> RoutedRequest:
         """A greedy request.
@@ -102,9 +109,13 @@ def serve_base(
         )
     loaded.tokenizer.model_max_length = VERY_LONG
     prepare_chat_template(loaded.tokenizer)
+    encoder = None
+    if is_vision_model(loaded.model):
+        processor = load_vision_processor(loaded.path, loaded.model, loaded.tokenizer)
+        encoder = ImageEncoder(loaded.model, processor)
     return Served(
         Bank(loaded.model), loaded.tokenizer, loaded.base_context, chat_invocation(loaded.tokenizer),
-        stop_token_ids(loaded.model, loaded.tokenizer), system_prompt,
+        stop_token_ids(loaded.model, loaded.tokenizer), system_prompt, encoder,
     )  # fmt: skip
 
 

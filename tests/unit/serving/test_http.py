@@ -1,0 +1,98 @@
+"""The endpoint over a real socket, in front of the real engine."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import uvicorn
+
+from scaler_wizard.errors import DataError, SpecError
+from scaler_wizard.serving.engine_process import EngineProcess
+from scaler_wizard.serving.http import MAX_BODY_BYTES, check_host, make_app, new_token, understand
+
+TOKEN = new_token()
+
+
+@pytest.fixture(scope="module")
+def port(engine: EngineProcess) -> Iterator[int]:
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(make_app(engine, TOKEN), log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield listener.getsockname()[1]
+    server.should_exit = True
+    thread.join(20)
+    listener.close()
+
+
+def post(port: int, body: bytes, token: str | None = TOKEN, **headers: str) -> tuple[int, dict[str, object]]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    named = {"Authorization": f"Bearer {token}"} if token else {}
+    connection.request("POST", "/", body, named | headers)
+    answer = connection.getresponse()
+    value = json.loads(answer.read())
+    connection.close()
+    return answer.status, value
+
+
+def test_a_question_is_answered(port: int) -> None:
+    status, value = post(port, json.dumps({"prompt": "Sort: b a", "expert": "north"}).encode())
+    assert status == 200
+    assert value.keys() == {"answer", "expert", "confidence", "abstained"}
+    assert value["expert"] == "north"
+
+
+@pytest.mark.parametrize("token", [None, "", "wrong", TOKEN[:-1]])
+def test_without_its_token_nobody_is_answered(port: int, token: str | None) -> None:
+    assert post(port, b'{"prompt": "a"}', token)[0] == 401
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400), (b"[]", 400), (b"nonsense", 400), (b'{"prompt": 7}', 400), (b'{"prompt": ""}', 400),
+        (b'{"prompt": "a", "command": "rm"}', 400), (b'{"prompt": "a", "expert": "nobody"}', 404),
+        (b'{"prompt": "a", "image_b64": "bm8="}', 400), (b"[" * 100_000, 400),
+    ],
+)  # fmt: skip
+def test_hostile_bodies_are_refused_with_words(port: int, body: bytes, status: int) -> None:
+    found, value = post(port, body)
+    assert found == status
+    assert value["found"]
+
+
+def test_a_body_that_claims_to_be_too_long_is_not_read(port: int) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.putrequest("POST", "/")
+    connection.putheader("Authorization", f"Bearer {TOKEN}")
+    connection.putheader("Content-Length", str(MAX_BODY_BYTES + 1))
+    connection.endheaders()
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.4", "example.org", ""])
+def test_other_machines_are_let_in_only_when_said(host: str) -> None:
+    with pytest.raises(SpecError):
+        check_host(host, public=False)
+    check_host(host, public=True)
+
+
+def test_loopback_needs_no_word() -> None:
+    for host in ("127.0.0.1", "::1", "localhost"):
+        check_host(host, public=False)
+
+
+def test_only_the_three_keys_are_understood() -> None:
+    assert understand(b'{"prompt": "a", "image_b64": null}') == {"prompt": "a"}
+    with pytest.raises(DataError):
+        understand(b'{"prompt": "a", "max_new_tokens": 5}')
