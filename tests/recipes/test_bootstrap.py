@@ -196,8 +196,8 @@ def test_five_stages_each_with_the_model_before_it(harness: ModuleType, workspac
     value = job_value(evaluation={"questions": 60, "least": 60}, sampling={"max_new_tokens": 16})
     value["stages"]["last"] = 5
     value["safety"]["circuit_breaker"] = {"loss_spike": 10.0, "min_accuracy": 0.0}
-    for skill, steps in zip(SKILLS, (80, 120, 80, 60, 40), strict=True):
-        value["stages"][skill] |= {"prompts": 240, "steps": steps, "share": 0.02, "replay": 0.5}
+    for skill, steps in zip(SKILLS, (80, 140, 100, 60, 50), strict=True):
+        value["stages"][skill] |= {"prompts": 240, "steps": steps, "share": 0.07, "replay": 0.5}
     run = harness.create(workspace, value)
     assert harness.attempt(run) == 0
     result = run.result()
