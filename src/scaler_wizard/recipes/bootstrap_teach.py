@@ -212,7 +212,7 @@ def known_tasks(lab: Lab) -> list[str]:
 
 
 def replay_rows(lab: Lab, number: int) -> list[TokenRow]:
-    """What is replayed: half of it text that the base wrote, half rows of the earlier stages, as much of each.
+    """What is replayed: half of it text that the base wrote, half rows of earlier stages, as much of each.
 
     With as little of the base's text as of each stage, the fifth stage's model no longer edited documents,
     which the embedded constitution's judge does: "replace q with x in [ k h n ] =" gave "k h n n".
