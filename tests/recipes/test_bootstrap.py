@@ -11,6 +11,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from scaler_wizard.data.records import read_manifest, read_records, records_digest
+from scaler_wizard.data.world_embedded import EmbeddedWorld
 from scaler_wizard.errors import RunError
 from scaler_wizard.jobs.prepare import parse_job, prepare
 from scaler_wizard.store.checkpoints import CheckpointStore
@@ -188,6 +189,28 @@ def test_a_strategy_that_cannot_be_merged_is_refused(workspace: Workspace) -> No
     job = parse_job(job_value(scaling={"strategy": "prefix_tuning"}), workspace.root)
     with pytest.raises(Exception, match="cannot be merged"):
         prepare(job, workspace)
+
+
+def test_prompts_of_ones_own_are_a_world(harness: ModuleType, workspace: Workspace, tmp_path: Path) -> None:
+    tasks = EmbeddedWorld(["copy", "double"], [1]).tasks("train", 400, 5)
+    rows = [
+        {"instruction": task.explicit, "question": task.implicit, "document": task.document,
+         "type": task.type, "answer": task.answer}
+        for task in tasks
+    ]  # fmt: skip
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    value = job_value()
+    value["world"] = {"source": "file", "file": str(path)}
+    run = harness.create(workspace, value)
+    assert harness.attempt(run) == 0
+    result = run.result()
+    assert result is not None
+    assert result["world"] == {"name": "file", "types": ["copy", "double"]}
+    assert result["passed"] == [1], result["stopped"]
+    found = metrics_of(run)["P1"]["data"]
+    trained = {row["prompt"] for row in read_records(run.path / found["file"], found["sha256"])}
+    assert trained <= {task.explicit for task in tasks}
 
 
 @pytest.mark.slow
