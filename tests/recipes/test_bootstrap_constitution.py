@@ -19,7 +19,6 @@ from scaler_wizard.data.generators import sample_example
 from scaler_wizard.data.records import read_records
 from scaler_wizard.data.rows import Row
 from scaler_wizard.data.tokens import tokenize_rows
-from scaler_wizard.jobs.prepare import parse_job
 from scaler_wizard.models.load import load_model
 from scaler_wizard.planning.plan import Plan
 from scaler_wizard.recipes.bootstrap import BootstrapRecipe
@@ -31,6 +30,7 @@ from scaler_wizard.runs.link import HostLink
 from scaler_wizard.runs.memory import device_memory_limit
 from scaler_wizard.runs.phase import GateRequest, Metrics
 from scaler_wizard.runs.telemetry import Telemetry
+from scaler_wizard.specs.job import parse_job
 from scaler_wizard.store.rundir import RunDir
 from scaler_wizard.store.workspace import Workspace
 from scaler_wizard.training.forward import make_objective

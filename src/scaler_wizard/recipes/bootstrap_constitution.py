@@ -27,7 +27,13 @@ from scaler_wizard.data.world import SKILLS
 from scaler_wizard.errors import EmptyDataError
 from scaler_wizard.evals.safety_triple import decide_safety
 from scaler_wizard.evals.stage_gate import decide_stage
-from scaler_wizard.recipes.bootstrap_critique import Critiqued, add_negatives, critique_answers, pair_metrics
+from scaler_wizard.recipes.bootstrap_critique import (
+    Critiqued,
+    add_negatives,
+    critique_answers,
+    judged_by,
+    pair_metrics,
+)
 from scaler_wizard.recipes.bootstrap_filter import filtered
 from scaler_wizard.recipes.bootstrap_lab import Lab
 from scaler_wizard.recipes.bootstrap_preference import PairTraining
@@ -116,7 +122,9 @@ class ConstitutionStage:
             (name, request, tidy(reply.text) if reply.ended else "")
             for (name, request), reply in zip(requests.items(), replies, strict=True)
         ]
-        rows, found = critique_answers(lab, context, attempt, constitution, answered)
+        answering = lab.weights
+        with judged_by(lab, constitution):
+            rows, found = critique_answers(lab, context, attempt, constitution, answered)
         own = tuple(token for token in lab.session.tokenizer.all_special_tokens if token.strip())
         report = judge_generation(
             [_generated(row, reply) for row, reply in zip(rows, replies, strict=True)],
@@ -126,8 +134,8 @@ class ConstitutionStage:
         rows = filtered(lab, context, attempt, rows)
         rows = [*rows, *add_negatives(rows, section.negatives, seed)]
         about = {
-            "stage": NUMBER, "seed": seed, "weights": lab.weights, "constitution": constitution.name,
-            "judge": constitution.judge,
+            "stage": NUMBER, "seed": seed, "weights": answering, "constitution": constitution.name,
+            "judge": constitution.judge, "critic": constitution.critic,
         }  # fmt: skip
         path = lab.directory(where) / f"rows-{effort.attempt}.jsonl"
         manifest = write_records(path, map(asdict, rows), about)
@@ -242,7 +250,10 @@ def _described(constitution: Constitution) -> Metrics:
          "applied": constitution.is_applied(rule)}
         for rule in constitution.principles
     ]  # fmt: skip
-    return {"name": constitution.name, "judge": constitution.judge, "principles": rules}
+    return {
+        "name": constitution.name, "judge": constitution.judge, "critic": constitution.critic,
+        "principles": rules,
+    }  # fmt: skip
 
 
 def _next(passed: bool, effort: Effort) -> str:

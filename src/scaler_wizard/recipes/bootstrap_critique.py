@@ -9,7 +9,8 @@ row is recorded with that reason. Exact checks only count how often the critic w
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from scaler_wizard.inference.critic import Asked, judge, option_scores, prompt_i
 from scaler_wizard.planning.spend import Spent
 from scaler_wizard.recipes.bootstrap_lab import Lab
 from scaler_wizard.recipes.bootstrap_sampling import Ask
+from scaler_wizard.recipes.bootstrap_session import StageSession
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.runs.phase import Metrics
 from scaler_wizard.specs.constitution import Constitution
@@ -94,6 +96,23 @@ class Critiqued:
     def chosen(self) -> str:
         """The better answer."""
         return self.initial_answer if self.revised_answer is None else self.revised_answer
+
+
+@contextmanager
+def judged_by(lab: Lab, constitution: Constitution) -> Iterator[None]:
+    """The session holds the constitution's critic while the block lasts: one model in memory at any time."""
+    if constitution.critic == "model":
+        yield
+        return
+    assert not lab.session.trained_in, "training that was not saved would be lost"
+    stage = lab.session.stage
+    del lab.session
+    lab.session = StageSession(lab.job, lab.plan)
+    try:
+        yield
+    finally:
+        del lab.session
+        lab.session = StageSession(lab.job, lab.plan, stage)
 
 
 def critique_answers(

@@ -29,6 +29,8 @@ class StageSession(ModelSession):
 
     def __init__(self, job: BootstrapJob, plan: Plan, stage: Checkpoint | None = None) -> None:
         super().__init__(job, plan, base=None if stage is None else stage.path / MODEL_DIR)
+        self.stage = stage
+        """The checkpoint that the weights were loaded from; None for the base."""
         self.own_template: str | None = self.tokenizer.chat_template
         """The chat template that the model came with; a base has not learned it."""
         use_question_template(self.tokenizer)

@@ -134,6 +134,9 @@ class Constitution(Spec):
     judge: Literal["options", "redo"] = "options"
     """How an answer is judged. options: the probability of A and B after `verdict`, in both orders. redo: the
     revisions are asked for, and the answer is fine where all of them give it back."""
+    critic: Literal["model", "base"] = "model"
+    """Who judges and revises: the model that answers, or the frozen base it began as, which is asked in
+    documents only. Small models lose skills on the way that their base still has."""
     margin: Annotated[float, Field(ge=0, le=100)] = 1.0
     """Least difference of log-probabilities (nats) between the options, in each order, that is a verdict."""
     most_length_change: Annotated[float, Field(gt=0, le=100)] | None = None
@@ -164,6 +167,11 @@ class Constitution(Spec):
         return self
 
     def _check_prompts(self, rule: Principle) -> None:
+        asked = [*self.revisions_of(rule), self.verdict_of(rule), self.critique_of(rule)]
+        if self.critic == "base" and any(prompt is not None and prompt.form == "chat" for prompt in asked):
+            raise ValueError(
+                f'a prompt of "{rule.id}" is of form: chat, and critic: base reads documents only'
+            )
         if not self.is_applied(rule):
             if rule.check is None:
                 raise ValueError(f'"{rule.id}" has neither a revision prompt nor a check')

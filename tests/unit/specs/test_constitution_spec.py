@@ -57,6 +57,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ({"judge": "options"}, "no verdict prompt"),
         ({"judge": "options", "verdict": {"text": "{answer}: {a} or B?"}}, "must hold {answer}, {a} and {b}"),
         ({"version": 2}, "version"),
+        ({"critic": "base"}, "reads documents only"),
     ],
 )  # fmt: skip
 def test_what_does_not_hold_together_is_named(changes: dict[str, Any], words: str) -> None:
