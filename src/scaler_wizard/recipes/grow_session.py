@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from scaler_wizard.data.batches import Collate
+from scaler_wizard.data.batches import collate as collate_text
 from scaler_wizard.data.dataset import Dataset, load_dataset
 from scaler_wizard.data.join import join_rows
 from scaler_wizard.data.rows import Row
@@ -113,10 +115,11 @@ class GrowSession(ModelSession):
         replay: Sequence[TokenRow],
         steps: int,
         replay_fraction: float | None = None,
+        collate: Collate = collate_text,
     ) -> Training:
         """See `ModelSession.training`; the job's own share of replayed rows where none is given."""
         share = self.job.training.replay_fraction if replay_fraction is None else replay_fraction
-        return super().training(phase, rows, replay, steps, share)
+        return super().training(phase, rows, replay, steps, share, collate)
 
     def token_report(self) -> TokenReport:
         """What tokenising the training rows at the base context found."""
