@@ -8,10 +8,10 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from scaler_wizard.data.answers import normalise
 from scaler_wizard.data.progress import OnProgress
 from scaler_wizard.data.routing import RoutingRow, RoutingSet
 from scaler_wizard.evals.routing import over_seeds, score_routing
-from scaler_wizard.data.answers import normalise
 from scaler_wizard.evals.worth import SETTINGS, WORDS, EndToEnd, Setting
 from scaler_wizard.inference.experts.counters import Counters
 from scaler_wizard.inference.experts.engine import routed_serving
