@@ -16,7 +16,6 @@ import json
 import math
 import platform
 import random
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -179,7 +178,7 @@ def train(recipe: Recipe, model: Any, processor: VisionProcessor) -> None:
         losses = [F.cross_entropy(part, batch.cells[:, at]) for at, part in enumerate(named)]
         cell_loss = torch.stack(losses).sum()
         optimizer.zero_grad()
-        (text_loss + cell_loss).backward()
+        (text_loss + cell_loss).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         if step % 50 == 0:
@@ -276,4 +275,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

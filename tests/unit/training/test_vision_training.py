@@ -94,7 +94,7 @@ def reference(model: Any, made: VisionRows) -> float:
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **vision).logits[0, :-1]
         targets = torch.where(torch.tensor(row.trained), ids[0], -100)[1:]
         loss = F.cross_entropy(logits, targets, reduction="sum")
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
     model.eval()
     return total
