@@ -27,7 +27,9 @@ LOGIT_CHUNK: dict[DeviceKind, int] = {"cpu": 1 << 22, "cuda": 1 << 25}
 SCORE_BLOCK = 1 << 22
 BLOCK_QUERIES = 128
 # Model types whose norms and gated MLP run fused when every linear layer has a plain LoRA adapter.
-FUSED = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gemma3_text"})
+FUSED = frozenset({
+    "llama", "mistral", "qwen2", "qwen3", "qwen3_vl_text", "gemma", "gemma2", "gemma3", "gemma3_text",
+})  # fmt: skip
 PREFIX_TOKENS = 16
 # What `inference.modes.InferenceLimits` allows at once: tokens of a batch, positions, bytes and rows of the
 # cache, and logits.
