@@ -212,18 +212,18 @@ def known_tasks(lab: Lab) -> list[str]:
 
 
 def replay_rows(lab: Lab, number: int) -> list[TokenRow]:
-    """What is replayed: half of it text that the base wrote, half rows of earlier stages, as much of each.
+    """What is replayed, as many tokens of each: text that the base wrote, rows of every earlier stage.
 
-    With as little of the base's text as of each stage, the fifth stage's model no longer edited documents,
-    which the embedded constitution's judge does: "replace q with x in [ k h n ] =" gave "k h n n".
+    With half of it the base's own text, what was left for each of four stages was too little: the fifth took
+    19 of 132 right judgements away.
     """
-    texts = list(lab.text_rows(lab.base_texts()))
-    stages = [
-        list(lab.rows(stage_pairs(lab, earlier), prompts_too=STAGES[earlier - 1].prompts_too))
-        for earlier in range(1, number)
-        if lab.has_passed(earlier)
-    ]
-    return balanced([texts, balanced(stages)])
+    sources: list[list[TokenRow]] = [list(lab.text_rows(lab.base_texts()))]
+    for earlier in range(1, number):
+        if lab.has_passed(earlier):
+            sources.append(
+                list(lab.rows(stage_pairs(lab, earlier), prompts_too=STAGES[earlier - 1].prompts_too))
+            )
+    return balanced(sources)
 
 
 def balanced(sources: Sequence[Sequence[TokenRow]]) -> list[TokenRow]:
