@@ -6,7 +6,7 @@ is run. Everything else is the recipe's own: engine, checkpoints, records, gates
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from scaler_wizard.data.batches import Batches
+from scaler_wizard.data.chat import use_question_template
 from scaler_wizard.data.generators import sample_example
 from scaler_wizard.data.records import read_records
 from scaler_wizard.data.rows import Row
@@ -28,7 +29,7 @@ from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.runs.engine import Engine
 from scaler_wizard.runs.link import HostLink
 from scaler_wizard.runs.memory import device_memory_limit
-from scaler_wizard.runs.phase import GateRequest, Metrics
+from scaler_wizard.runs.phase import Metrics, Phase
 from scaler_wizard.runs.telemetry import Telemetry
 from scaler_wizard.specs.job import parse_job
 from scaler_wizard.store.rundir import RunDir
@@ -37,23 +38,35 @@ from scaler_wizard.training.forward import make_objective
 from scaler_wizard.training.loop import TrainSettings, train
 from scaler_wizard.training.memory import memory_bytes
 
-TASKS = ("copy", "reverse", "replace")
-TEACHING_STEPS = 60
+pytestmark = pytest.mark.slow
+
+TASKS = ("copy", "reverse")
+TEACHING_STEPS = 140
 
 
 @pytest.fixture(scope="module")
 def instructed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model directory: the embedded model, taught to copy, reverse and replace when it is told to."""
+    """A model directory: the embedded model, taught to copy and reverse when it is told to.
+
+    It keeps the document that the embedded constitution's critic is asked in.
+    """
     loaded = load_model("seedling", dtype=torch.float32, device="cpu")
     model = loaded.model.requires_grad_(True)
-    rows = []
+    rows, documents = [], []
     for number in range(3000):
-        example = sample_example(TASKS[number % 3], f"teach/{number}", 1, split="train")
-        turns = [{"role": "user", "content": example.instruction},
-                 {"role": "assistant", "content": example.answer}]  # fmt: skip
+        example = sample_example(TASKS[number % 2], f"teach/{number}", 1, split="train")
+        asked = example.question if number % 4 < 2 else example.instruction
+        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": example.answer}]
         rows.append(Row(number + 1, {"messages": turns}))
+        edit = sample_example("replace", f"edit/{number}", 1, split="train")
+        documents.append(Row(number + 1, {"text": edit.document_text}))
+    use_question_template(loaded.tokenizer)
     data = tokenize_rows(rows, "messages", loaded.tokenizer, context=128).rows
-    batches = Batches(data, context=128, batch_tokens=1024, micro_batch_tokens=1024, seed=0)
+    texts = tokenize_rows(documents, "text", loaded.tokenizer, context=128).rows
+    batches = Batches(
+        data, context=128, batch_tokens=1024, micro_batch_tokens=1024, seed=0, text_rows=texts,
+        replay_fraction=0.3,
+    )  # fmt: skip
     settings = TrainSettings(total_steps=TEACHING_STEPS, learning_rate=2e-3)
     for _ in train(model, batches, make_objective("sft"), settings):
         pass
@@ -70,8 +83,12 @@ class OnlyTheConstitution(BootstrapRecipe):
         super().__init__(*args)
         self.stages = (ConstitutionStage(),)
 
-    def ask(self, stage: Any, attempt: int, context: PhaseContext) -> GateRequest:
-        return GateRequest("go on?")
+    def phases(self) -> Iterator[Phase]:
+        yield Phase("P0", "measure", self.measure_base)
+        yield Phase("P6", "one attempt", lambda context: self.run_stage(self.stages[0], 1, context))
+
+    def finish(self, context: PhaseContext, done: dict[str, Metrics]) -> Metrics:
+        return {"passed": done["P6"]["passed"]}
 
 
 def job_value(model: Path, **preference: Any) -> dict[str, Any]:
@@ -164,10 +181,9 @@ def test_dpo_that_is_driven_too_far_is_blocked(instructed: Path, harness: Module
     value = job_value(
         instructed, learning_rate=2e-2, steps=40, sft_weight=0.0, anchor_weight=0.0, anchors_per_pair=0.0
     )
-    value["stages"]["more_data"] = 0.1
     run = harness.create(Workspace.create(tmp_path), value)
     found = run_once(run)
     assert found["P6"]["passed"] is False
     assert found["P6"]["triple"]["benign_right"]["after"]["value"] < 0.2
     assert any("benign accuracy" in reason for reason in found["P6"]["reasons"])
-    assert json.loads((run.path / "result.json").read_text(encoding="utf-8"))["passed"] == []
+    assert found["P6"]["safety"]["passed"] is False
