@@ -59,6 +59,7 @@ from scaler_wizard.specs.constitution import Constitution, read_constitution
 NUMBER = 6
 REPLAYED = (3, 4, 5)
 """Stages whose rows are anchors: what stages 1 and 2 taught is in the answers that the critic cleared."""
+CLEARED_TWICE = 2
 SHOWN_CRITIQUES = 8
 
 
@@ -174,12 +175,13 @@ class ConstitutionStage:
                 "answers that keep to the constitution, which hold the model to what it does well",
                 "look at the reasons in the stage's records: a critic that doubts everything is no critic",
             )
-        found: list[TokenRow] = list(lab.rows(cleared))
-        per_stage = max(1, len(cleared) // (2 * len(REPLAYED)))
+        # Half are the cleared answers. Of the stages as many different rows as there are: 68 of them, repeated,
+        # were learned by heart, and half of the tasks that the model then made were among them.
+        found: list[TokenRow] = [*lab.rows(cleared)] * CLEARED_TWICE
         for number in REPLAYED:
             if lab.has_passed(number):
-                found += list(lab.rows(stage_pairs(lab, number)))[:per_stage]
-        return [*found, *list(lab.text_rows(lab.base_texts()))[:per_stage]]
+                found += list(lab.rows(stage_pairs(lab, number)))[: len(cleared)]
+        return [*found, *list(lab.text_rows(lab.base_texts()))[: len(cleared)]]
 
     # deciding
 
