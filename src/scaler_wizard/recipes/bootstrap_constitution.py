@@ -175,8 +175,8 @@ class ConstitutionStage:
                 "answers that keep to the constitution, which hold the model to what it does well",
                 "look at the reasons in the stage's records: a critic that doubts everything is no critic",
             )
-        # Twice as many cleared answers as rows of a stage, and those as different as there are: 68 tasks, repeated,
-        # were learned by heart, and half of what the model then made was among them.
+        # Twice as many cleared answers as rows of a stage, and those as different as there are: 68 tasks,
+        # repeated, were learned by heart, and half of what the model then made was among them.
         found: list[TokenRow] = [*lab.rows(cleared)] * CLEARED_TWICE
         for number in REPLAYED:
             if lab.has_passed(number):
