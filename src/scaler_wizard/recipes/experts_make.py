@@ -72,8 +72,8 @@ def lessons_of(job: ExpertsJob, rows: RoutingSet) -> list[Lesson]:
         by_label[row.label].append(row)
     found = [
         Lesson(
-            f"experts/{expert.label}", f"expert {expert.label}", tuple(by_label[expert.label]), job.steps,
-            expert.mode == "alora",
+            f"experts/{expert.label}", f"expert {expert.label}", tuple(by_label[expert.label]),
+            job.steps_of(expert), expert.mode == "alora",
         )
         for expert in made
     ]  # fmt: skip
@@ -90,7 +90,7 @@ def lessons_of(job: ExpertsJob, rows: RoutingSet) -> list[Lesson]:
             if one.activated
         ]
     together = tuple(row for label in rows.labels for row in by_label[label])
-    everything = Lesson(MULTITASK, "one adapter for all", together, job.steps * len(rows.labels), True)
+    everything = Lesson(MULTITASK, "one adapter for all", together, job.multitask_steps, True)
     return [*found, everything]
 
 

@@ -18,6 +18,7 @@ from scaler_wizard.inference.experts.bank import Bank
 from scaler_wizard.inference.experts.images import chat_prompt
 from scaler_wizard.inference.experts.prompt import Prompt
 from scaler_wizard.inference.experts.routers import (
+    ContentStates,
     RouterRow,
     RouterTokens,
     RouterTraining,
@@ -67,7 +68,7 @@ def bank() -> Bank:
 def trained(kind: str, bank: Bank, directory: Path, seed: int = 0) -> RouterTraining:
     train, val = rows(90, 1), rows(30, 2)
     if kind == "features":
-        return train_probe(bank, LABELS, train, val)
+        return train_probe(ContentStates(bank), LABELS, train, val)
     settings = suggest_router(90, parameters=1, learning_rate=2e-2, max_steps=30)
     if kind == "early":
         return train_early_router(
