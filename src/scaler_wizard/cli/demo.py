@@ -87,7 +87,7 @@ def experts(
     screens: Annotated[bool, typer.Option("--screens", help="Only the drawn screens, not text.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Four experts on skills that the base lacks, one router, 32 mixed questions: of text, then of pictures."""
+    """Four experts that the base lacks, one router, 32 mixed questions: of text, then of drawn screens."""
     console = Console()
     space = new_workspace(workspace or Path("demo-experts"))
     results: dict[str, Any] = {}
