@@ -79,6 +79,15 @@ def trained(kind: str, bank: Bank, directory: Path, seed: int = 0) -> RouterTrai
     )
 
 
+def test_probes_on_parts_of_the_rows_share_one_reading(bank: Bank) -> None:
+    train, val = rows(90, 1), rows(30, 2)
+    states = ContentStates(bank)
+    assert torch.equal(states.after(1, train), states.after(1, train[::-1]).flip(0))
+    shared = train_probe(states, LABELS, train[:60], val)
+    alone = train_probe(ContentStates(bank), LABELS, train[:60], val)
+    torch.testing.assert_close(shared.router.weight, alone.router.weight, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["features", "suffix", "early"])
 def test_a_router_learns_and_the_engine_reads_what_it_was_trained_on(
     kind: str, bank: Bank, tmp_path: Path

@@ -135,6 +135,15 @@ def test_an_image_is_encoded_once_while_the_cache_has_it(vision: Setup) -> None:
     assert small.encodes == 4
 
 
+def test_encoders_of_the_same_weights_may_share_what_they_have_read(vision: Setup) -> None:
+    model, processor = vision
+    cache = FeatureCache()
+    first, second = (ImageEncoder(model, processor, cache=cache) for _ in range(2))
+    read = first.encode(picture(0))
+    assert second.encode(picture(0)) is read
+    assert (first.encodes, second.encodes) == (1, 0)
+
+
 def test_places_and_pictures_must_agree(vision: Setup) -> None:
     model, processor = vision
     encoder = ImageEncoder(model, processor)
