@@ -32,6 +32,7 @@ from scaler_wizard.evals.statistics import wilson_interval
 from scaler_wizard.inference.experts.bank import Bank
 from scaler_wizard.inference.experts.prompt import Prompt
 from scaler_wizard.inference.experts.routers import (
+    ContentStates,
     RouterRow,
     RouterTraining,
     logits_of,
@@ -147,7 +148,7 @@ def measure_routers(skills: Sequence[str], seeds: int) -> dict[str, Any]:
         settings = suggest_router(len(rows), parameters=parameters, max_steps=250)
         with tempfile.TemporaryDirectory() as folder:
             if kind == "probe":
-                result = train_probe(bank, skills, rows, val)
+                result = train_probe(ContentStates(bank), skills, rows, val)
             elif kind == "early":
                 result = train_early_router(
                     bank, skills, rows, val, settings=settings, directory=Path(folder), seed=seed

@@ -83,22 +83,36 @@ def bootstrap(
 def experts(
     workspace: WorkspaceOption = None,
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
-    screens: Annotated[
-        bool, typer.Option("--screens", help="Drawn screens and the embedded vision model instead of text.")
-    ] = False,
+    text: Annotated[bool, typer.Option("--text", help="Only text, not the drawn screens.")] = False,
+    screens: Annotated[bool, typer.Option("--screens", help="Only the drawn screens, not text.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Four experts on skills that the embedded model lacks, one router, then 32 mixed questions."""
+    """Four experts that the base lacks, one router, 32 mixed questions: of text, then of drawn screens."""
     console = Console()
     space = new_workspace(workspace or Path("demo-experts"))
-    folder = write_screens(space.root / "screens", seed) if screens else Path.cwd()
-    asset = "demo_experts_screens.yaml" if screens else "demo_experts.yaml"
+    results: dict[str, Any] = {}
+    if text or not screens:
+        results["text"] = _experts_part(space, console, "demo_experts.yaml", seed, "experts", Path.cwd())
+    if screens or not text:
+        folder = write_screens(space.root / "screens", seed)
+        results["screens"] = _experts_part(
+            space, console, "demo_experts_screens.yaml", seed, "screens", folder
+        )
+    if json:
+        print_json(results)
+
+
+def _experts_part(
+    space: Workspace, console: Console, asset: str, seed: int, name: str, folder: Path
+) -> dict[str, Any]:
+    """One job of the experts' demo and its questions; the run's result. Leaves where the run fails."""
     outcome = _host(space, console, asset, seed, folder)
+    run_dir = space.run_dir(str(outcome["run"]))
     if outcome["status"] == "completed":
-        run_dir = space.run_dir(str(outcome["run"]))
-        asked = ask_experts(space, console, run_dir, "screens" if screens else "experts")
+        asked = ask_experts(space, console, run_dir, name)
         run_dir.write_result({**(run_dir.result() or {}), "asked": asked})
-    finish(space, console, outcome, json=json)
+    finish(space, console, outcome, json=False)
+    return run_dir.result() or {}
 
 
 def _host(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scaler_wizard.data.generators.screens import SCREEN_SKILLS, sample_screen_example, screen_png
 
-ROWS = 1000
+ROWS = 1400
 """Screens of each skill, all different: a picture that two skills shared would tie their rows together."""
 
 

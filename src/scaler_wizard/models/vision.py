@@ -72,16 +72,39 @@ class VisionContent:
     """Images that went through the vision tower for this prompt; cached ones did not."""
 
 
-class ImageEncoder:
-    """The vision tower of one model in front of a bounded cache, least recently used out first.
+class FeatureCache:
+    """Features by the hash of their image, the least recently used out first. For one thread.
 
-    For one thread. The cache belongs to this object and to the weights as they are: after training the
-    vision tower (nothing here does), make a new one.
+    It belongs to the weights of a vision tower, their device and their format: encoders of a model that is
+    loaded again in the same way may share one; after training the tower (nothing here does), make a new one.
     """
 
-    def __init__(
-        self, model: Any, processor: VisionProcessor, *, cache_bytes: int = DEFAULT_CACHE_BYTES
-    ) -> None:
+    def __init__(self, max_bytes: int = DEFAULT_CACHE_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._kept: OrderedDict[str, ImageFeatures] = OrderedDict()
+        self._held = 0
+
+    def get(self, sha256: str) -> ImageFeatures | None:
+        """The features of an image, where they are still there."""
+        if sha256 in self._kept:
+            self._kept.move_to_end(sha256)
+        return self._kept.get(sha256)
+
+    def keep(self, features: ImageFeatures) -> None:
+        """Keep them, unless they alone are more than fits."""
+        if features.n_bytes > self._max_bytes:
+            return
+        self._kept[features.sha256] = features
+        self._held += features.n_bytes
+        while self._held > self._max_bytes:
+            _, oldest = self._kept.popitem(last=False)
+            self._held -= oldest.n_bytes
+
+
+class ImageEncoder:
+    """The vision tower of one model in front of a cache of its features. For one thread."""
+
+    def __init__(self, model: Any, processor: VisionProcessor, *, cache: FeatureCache | None = None) -> None:
         base = base_model(model)
         if not is_vision_model(base):
             raise IncompatibleModelError(
@@ -91,9 +114,7 @@ class ImageEncoder:
             )
         self._model: Any = base
         self.processor = processor
-        self._cache_bytes = cache_bytes
-        self._cached: OrderedDict[str, ImageFeatures] = OrderedDict()
-        self._held = 0
+        self._cache = cache if cache is not None else FeatureCache()
         self.encodes = 0
         """Images that went through the vision tower so far."""
 
@@ -105,9 +126,8 @@ class ImageEncoder:
     @torch.no_grad()
     def encode(self, image: CheckedImage) -> ImageFeatures:
         """Features of an image, from the cache where it has them."""
-        if image.sha256 in self._cached:
-            self._cached.move_to_end(image.sha256)
-            return self._cached[image.sha256]
+        if (known := self._cache.get(image.sha256)) is not None:
+            return known
         pixels = self.processor.pixels([image.image])
         tower = self._model.model.visual
         output = self._model.model.get_image_features(
@@ -122,17 +142,8 @@ class ImageEncoder:
             output.pooler_output[0],
             tuple(level[0] for level in output.deepstack_features),
         )
-        self._keep(features)
+        self._cache.keep(features)
         return features
-
-    def _keep(self, features: ImageFeatures) -> None:
-        if features.n_bytes > self._cache_bytes:
-            return
-        self._cached[features.sha256] = features
-        self._held += features.n_bytes
-        while self._held > self._cache_bytes:
-            _, oldest = self._cached.popitem(last=False)
-            self._held -= oldest.n_bytes
 
     @torch.no_grad()
     def content(self, ids: Sequence[int], images: Sequence[CheckedImage] = ()) -> VisionContent:

@@ -39,11 +39,11 @@ def trained_here(job: ExpertsJob) -> tuple[ExpertSection, ...]:
     return tuple(expert for expert in job.experts if expert.adapter is None and expert.label in job.labels)
 
 
-def trainings_of(job: ExpertsJob) -> int:
-    """How often one expert's steps are done: experts, their twins, and the single adapter for all."""
+def trainings_of(job: ExpertsJob) -> tuple[int, ...]:
+    """Optimiser steps of every training: experts, their plain twins, and the single adapter for all."""
     made = trained_here(job)
-    twins = sum(expert.mode == "alora" for expert in made) if job.deploy.twins else 0
-    return len(made) + twins + len(job.labels)
+    twins = [expert for expert in made if expert.mode == "alora" and job.deploy.twins]
+    return (*(job.steps_of(expert) for expert in (*made, *twins)), job.multitask_steps)
 
 
 def make_experts_plan(
@@ -79,15 +79,15 @@ def make_experts_plan(
     def passes(count: int) -> float:
         return evaluation_seconds(facts, settings.hardware, settings.precision, count, row)
 
-    adapter, made = 4 * build.trained, trainings_of(job)
+    adapter, trainings = 4 * build.trained, trainings_of(job)
     routing = sum(job.routing.experts.get(label, job.routing.rows or 1000) for label in job.labels)
     encoded = routing + labels * rows
     tried = len(job.router.ladder) - 1 + job.evaluation.seeds
     phases = (
         build.evaluation("P0", "Merge the experts' data, split without leaks", context, 1.0, 50_000_000),
         build.train(
-            "P1", "Make the experts that have no adapter yet", context, row, job.steps,
-            trainings=made, export_bytes=(made + 1) * adapter,
+            "P1", "Make the experts that have no adapter yet", context, row, sum(trainings),
+            export_bytes=(len(trainings) + 1) * adapter,
         ),
         build.evaluation("P2", "Encode every input once", context, passes(encoded), encoded * 4096),
         build.evaluation("P3", "Train routers, choose one", context, tried * passes(routing), adapter),

@@ -17,7 +17,7 @@ from scaler_wizard.data.routing import RoutingRow, RoutingSet
 from scaler_wizard.models.export import export_adapter
 from scaler_wizard.models.rope import base_model
 from scaler_wizard.models.tensor_files import Files
-from scaler_wizard.models.vision import ImageEncoder, is_vision_model
+from scaler_wizard.models.vision import FeatureCache, ImageEncoder, is_vision_model
 from scaler_wizard.models.vision_files import load_vision_processor
 from scaler_wizard.planning.experts import trained_here
 from scaler_wizard.planning.plan import PhasePlan, Plan
@@ -53,12 +53,12 @@ class AdapterSession(ModelSession):
         super().__init__(job, plan, activated=lesson.activated)
         self.lesson = lesson
 
-    def encoder(self) -> ImageEncoder | None:
-        """Reads pictures; None for a base that reads text only."""
+    def encoder(self, cache: FeatureCache) -> ImageEncoder | None:
+        """Reads pictures that are not in the cache yet; None for a base that reads text only."""
         model = base_model(self.adapted)
         if not is_vision_model(model):
             return None
-        return ImageEncoder(model, load_vision_processor(self.path, model, self.tokenizer))
+        return ImageEncoder(model, load_vision_processor(self.path, model, self.tokenizer), cache=cache)
 
     def files(self) -> Files:
         return {**super().files(), WHO_FILE: json.dumps({"name": self.lesson.name}).encode()}
@@ -72,8 +72,8 @@ def lessons_of(job: ExpertsJob, rows: RoutingSet) -> list[Lesson]:
         by_label[row.label].append(row)
     found = [
         Lesson(
-            f"experts/{expert.label}", f"expert {expert.label}", tuple(by_label[expert.label]), job.steps,
-            expert.mode == "alora",
+            f"experts/{expert.label}", f"expert {expert.label}", tuple(by_label[expert.label]),
+            job.steps_of(expert), expert.mode == "alora",
         )
         for expert in made
     ]  # fmt: skip
@@ -90,7 +90,7 @@ def lessons_of(job: ExpertsJob, rows: RoutingSet) -> list[Lesson]:
             if one.activated
         ]
     together = tuple(row for label in rows.labels for row in by_label[label])
-    everything = Lesson(MULTITASK, "one adapter for all", together, job.steps * len(rows.labels), True)
+    everything = Lesson(MULTITASK, "one adapter for all", together, job.multitask_steps, True)
     return [*found, everything]
 
 
@@ -104,10 +104,12 @@ def make_adapters(
         partial: a checkpoint in the middle of one training of this phase.
     """
     made: dict[str, Metrics] = {}
+    # Every training loads the same base: the one adapter for all reads no picture again.
+    pictures = FeatureCache()
     for one in lessons_of(job, rows):
         made[one.name] = context.once(
             f"adapter {one.name}",
-            functools.partial(_make, context, job, plan, run_dir, one, _belongs(partial, one)),
+            functools.partial(_make, context, job, plan, run_dir, one, pictures, _belongs(partial, one)),
         )
     return {"adapters": made, "steps": sum(found["steps"] for found in made.values())}
 
@@ -122,13 +124,13 @@ def _belongs(partial: Checkpoint | None, lesson: Lesson) -> Checkpoint | None:
 
 def _make(
     context: PhaseContext, job: ExpertsJob, plan: Plan, run_dir: RunDir, one: Lesson,
-    partial: Checkpoint | None,
+    pictures: FeatureCache, partial: Checkpoint | None,
 ) -> Metrics:  # fmt: skip
     context.note(f"training {one.words}: {len(one.rows):,} rows, {one.steps} steps")
     session = AdapterSession(job, plan, one)
     phase: PhasePlan = plan.phase(context.phase)
     tokens, collate = lesson(
-        one.rows, session.tokenizer, phase.context, session.invocation, session.encoder()
+        one.rows, session.tokenizer, phase.context, session.invocation, session.encoder(pictures)
     )
     training = session.training(phase, tokens, (), one.steps, 0.0, collate)
     if partial is not None:

@@ -25,6 +25,7 @@ from scaler_wizard.evals.calibration import choose_threshold, fit_temperature, s
 from scaler_wizard.evals.router_choice import choose_router
 from scaler_wizard.inference.experts.prompt import Prompt
 from scaler_wizard.inference.experts.routers import (
+    ContentStates,
     RouterRow,
     RouterTraining,
     router_tokens,
@@ -158,6 +159,8 @@ class _Trainer:
         self.context, self.job, self.served, self.folder = context, job, served, folder
         self.longest = int(encoded["longest"])
         self.labels = rows.labels
+        self.vision = any(row.image is not None for row in rows.train)
+        self.states = ContentStates(served.bank)
         self.train, self.val = (
             [
                 RouterRow(prompt, self.labels.index(row.label))
@@ -199,7 +202,7 @@ class _Trainer:
     def _trained(self, step: LadderStep, rows: Sequence[RouterRow], place: Path, seed: int) -> RouterTraining:
         bank = self.served.bank
         if step == "probe":
-            return train_probe(bank, self.labels, rows, self.val)
+            return train_probe(self.states, self.labels, rows, self.val)
         settings = self._settings(len(rows))
         if step == "early":
             return train_early_router(
@@ -217,7 +220,7 @@ class _Trainer:
             section.max_steps if self.job.pace == "full" else min(section.max_steps or FAST_STEPS, FAST_STEPS)
         )
         return suggest_router(
-            n_rows, parameters=parameters, longest_row=self.longest, rank=section.rank,
+            n_rows, parameters=parameters, vision=self.vision, longest_row=self.longest, rank=section.rank,
             learning_rate=section.learning_rate, max_steps=most, patience=section.patience,
         )  # fmt: skip
 

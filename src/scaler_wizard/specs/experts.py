@@ -46,6 +46,8 @@ class ExpertSection(Spec):
     """Read at most this many rows of the data."""
     mode: Literal["alora", "lora"] = "alora"
     """How it is trained and served: alora shares the base's prefill, lora reads the input again by itself."""
+    max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Most optimiser steps of its training, where it needs more or fewer than training.max_steps."""
     description: Annotated[str, Field(max_length=500)] = ""
     """What it is for, in words."""
 
@@ -112,7 +114,7 @@ class ExpertTrainingSection(OptimiserSection):
     """Budget and optimiser of each expert that this run trains."""
 
     max_steps: Annotated[int, Field(ge=1, le=10_000_000)] = 300
-    """Most optimiser steps of one expert; the single adapter for all gets as many for each of them."""
+    """Most optimiser steps of one expert; the single adapter for all gets those of all experts together."""
     rows: Annotated[int, Field(ge=8, le=1_000_000)] = 2000
     """Rows of each expert that are generated, where its data is a generated task, besides the test rows."""
 
@@ -197,10 +199,15 @@ class ExpertsJob(Spec):
         small = {"rows": rows, "experts": enabled, "test_rows": min(self.dataset.test_rows, TEST_TEST_ROWS)}
         return self.dataset.model_copy(update=small)
 
-    @property
-    def steps(self) -> int:
+    def steps_of(self, expert: ExpertSection) -> int:
         """Optimiser steps of one expert at this pace."""
-        return self.training.max_steps if self.pace == "full" else min(self.training.max_steps, FAST_STEPS)
+        steps = expert.max_steps or self.training.max_steps
+        return steps if self.pace == "full" else min(steps, FAST_STEPS)
+
+    @property
+    def multitask_steps(self) -> int:
+        """Optimiser steps of the single adapter for all: those of every expert that is routed to."""
+        return sum(self.steps_of(expert) for expert in self.experts if expert.label in self.labels)
 
     @property
     def labels(self) -> tuple[str, ...]:

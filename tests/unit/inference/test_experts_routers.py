@@ -18,6 +18,7 @@ from scaler_wizard.inference.experts.bank import Bank
 from scaler_wizard.inference.experts.images import chat_prompt
 from scaler_wizard.inference.experts.prompt import Prompt
 from scaler_wizard.inference.experts.routers import (
+    ContentStates,
     RouterRow,
     RouterTokens,
     RouterTraining,
@@ -67,7 +68,7 @@ def bank() -> Bank:
 def trained(kind: str, bank: Bank, directory: Path, seed: int = 0) -> RouterTraining:
     train, val = rows(90, 1), rows(30, 2)
     if kind == "features":
-        return train_probe(bank, LABELS, train, val)
+        return train_probe(ContentStates(bank), LABELS, train, val)
     settings = suggest_router(90, parameters=1, learning_rate=2e-2, max_steps=30)
     if kind == "early":
         return train_early_router(
@@ -76,6 +77,15 @@ def trained(kind: str, bank: Bank, directory: Path, seed: int = 0) -> RouterTrai
     return train_suffix_router(
         bank, LABELS, train, val, tokens=TOKENS, settings=settings, directory=directory, seed=seed
     )
+
+
+def test_probes_on_parts_of_the_rows_share_one_reading(bank: Bank) -> None:
+    train, val = rows(90, 1), rows(30, 2)
+    states = ContentStates(bank)
+    assert torch.equal(states.after(1, train), states.after(1, train[::-1]).flip(0))
+    shared = train_probe(states, LABELS, train[:60], val)
+    alone = train_probe(ContentStates(bank), LABELS, train[:60], val)
+    torch.testing.assert_close(shared.router.weight, alone.router.weight, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["features", "suffix", "early"])

@@ -14,7 +14,7 @@ from scaler_wizard.data.images import CheckedImage, read_image
 from scaler_wizard.errors import IncompatibleModelError, RowError
 from scaler_wizard.models.tiny import tiny_model
 from scaler_wizard.models.tiny_vision import VisionProcessor, tiny_vision_model, tiny_vision_processor
-from scaler_wizard.models.vision import ImageEncoder, VisionContent, rotary_positions
+from scaler_wizard.models.vision import FeatureCache, ImageEncoder, VisionContent, rotary_positions
 
 Setup = tuple[Any, VisionProcessor]
 
@@ -125,7 +125,7 @@ def test_an_image_is_encoded_once_while_the_cache_has_it(vision: Setup) -> None:
     assert encoder.content(prompt(processor, "a", "b"), [picture(0), picture(1)]).encodes == 1
     assert encoder.encodes == 2
     room = encoder.encode(picture(0)).n_bytes
-    small = ImageEncoder(model, processor, cache_bytes=2 * room)
+    small = ImageEncoder(model, processor, cache=FeatureCache(2 * room))
     for seed in (0, 1, 0, 2):  # 1 is the least recently used when 2 comes
         small.encode(picture(seed))
     assert small.encodes == 3
@@ -133,6 +133,15 @@ def test_an_image_is_encoded_once_while_the_cache_has_it(vision: Setup) -> None:
     assert small.encodes == 3
     small.encode(picture(1))
     assert small.encodes == 4
+
+
+def test_encoders_of_the_same_weights_may_share_what_they_have_read(vision: Setup) -> None:
+    model, processor = vision
+    cache = FeatureCache()
+    first, second = (ImageEncoder(model, processor, cache=cache) for _ in range(2))
+    read = first.encode(picture(0))
+    assert second.encode(picture(0)) is read
+    assert (first.encodes, second.encodes) == (1, 0)
 
 
 def test_places_and_pictures_must_agree(vision: Setup) -> None:

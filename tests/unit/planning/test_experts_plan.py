@@ -70,7 +70,8 @@ def test_a_signature_covers_a_trial_and_nothing_else() -> None:
 
 
 def test_a_trial_does_less() -> None:
-    assert job(pace="fast").steps == 20
+    fast = job(pace="fast")
+    assert [fast.steps_of(expert) for expert in fast.experts] == [20, 20]
     small = job(pace="test").routing
     assert (small.rows, small.test_rows) == (64, 24)
     assert job(pace="fast").routing == job().routing
@@ -82,8 +83,9 @@ def test_the_shipped_job_has_one_phase_a_stage() -> None:
     facts = read_facts(resolve_model(shipped.model.base_model))
     plan = make_experts_plan(shipped, FAKES["rtx_3090"], facts)
     assert [phase.name for phase in plan.phases] == [phase_of_stage(stage) for stage in STAGES]
-    assert trainings_of(shipped) == 4 + 4 + 4
-    assert plan.phase("P1").steps == shipped.training.max_steps
+    steps = shipped.training.max_steps
+    assert trainings_of(shipped) == (*[steps] * (4 + 4), 4 * steps)
+    assert plan.phase("P1").steps == 12 * steps
     assert not [note for note in plan.notes if "promoted" in note]
     with pytest.raises(SpecError, match='no stage "evaluate"'):
         phase_of_stage("evaluate")

@@ -25,8 +25,24 @@ RIDGES: Final = (1e-4, 1e-3, 1e-2)
 MAX_ITERATIONS: Final = 100
 
 
+class ContentStates:
+    """Mean hidden states of contents after a layer, each read once however many probes are fitted to them."""
+
+    def __init__(self, bank: Bank) -> None:
+        self.bank = bank
+        self._known: dict[int, dict[tuple[int, ...], Tensor]] = {}
+
+    def after(self, layer: int, rows: Sequence[RouterRow]) -> Tensor:
+        """[rows, h] float32."""
+        known = self._known.setdefault(layer, {})
+        unread = {row.prompt.tokens: row.prompt for row in rows if row.prompt.tokens not in known}
+        seen = TrainedRouter((), "features", torch.empty(0), torch.empty(0), layer=layer)
+        known.update(zip(unread, observe(self.bank, seen, list(unread.values())), strict=True))
+        return torch.stack([known[row.prompt.tokens] for row in rows])
+
+
 def train_probe(
-    bank: Bank,
+    states: ContentStates,
     labels: Sequence[str],
     rows: Sequence[RouterRow],
     val: Sequence[RouterRow],
@@ -41,9 +57,8 @@ def train_probe(
     truth, val_truth = (torch.tensor([row.label for row in part]) for part in (rows, val))
     tried: list[dict[str, Any]] = []
     fits: list[tuple[TrainedRouter, Tensor]] = []
-    for layer in layers or candidate_layers(len(decoder_layers(bank.model))):
-        seen = TrainedRouter(tuple(labels), "features", torch.empty(0), torch.empty(0), layer=layer)
-        x, val_x = (torch.stack(observe(bank, seen, [row.prompt for row in part])) for part in (rows, val))
+    for layer in layers or candidate_layers(len(decoder_layers(states.bank.model))):
+        x, val_x = (states.after(layer, part) for part in (rows, val))
         for ridge in RIDGES:
             weight, bias = fit_linear(x, truth, len(labels), ridge)
             router = TrainedRouter(tuple(labels), "features", weight, bias, layer=layer)
