@@ -24,6 +24,7 @@ from scaler_wizard.data.pair_batches import TokenPair
 from scaler_wizard.data.records import write_records
 from scaler_wizard.data.token_rows import TokenRow
 from scaler_wizard.data.world import SKILLS
+from scaler_wizard.data.world_forms import ask_to_make
 from scaler_wizard.errors import EmptyDataError
 from scaler_wizard.evals.safety_triple import decide_safety
 from scaler_wizard.evals.stage_gate import decide_stage
@@ -35,7 +36,7 @@ from scaler_wizard.recipes.bootstrap_critique import (
     pair_metrics,
 )
 from scaler_wizard.recipes.bootstrap_filter import filtered
-from scaler_wizard.recipes.bootstrap_lab import Lab
+from scaler_wizard.recipes.bootstrap_lab import Lab, Pair
 from scaler_wizard.recipes.bootstrap_preference import PairTraining
 from scaler_wizard.recipes.bootstrap_principles import (
     Kind,
@@ -57,8 +58,9 @@ from scaler_wizard.runs.phase import Metrics
 from scaler_wizard.specs.constitution import Constitution, read_constitution
 
 NUMBER = 6
-REPLAYED = (3, 4, 5)
-"""Stages whose rows are anchors: what stages 1 and 2 taught is in the answers that the critic cleared."""
+REPLAYED = (4, 5)
+"""Stages whose rows are anchors: what stages 1 and 2 taught is in the answers that the critic cleared, and
+stage 3 in tasks that are made anew."""
 CLEARED_TWICE = 2
 SHOWN_CRITIQUES = 8
 
@@ -85,11 +87,13 @@ class ConstitutionStage:
         if not data["passed"]:
             return self._refused(lab, data, effort)
         making = time.monotonic() - started
-        trained = self._train(lab, context, effort, rows, where)
+        new_tasks = self._new_tasks(lab, context, effort, where)
+        trained = self._train(lab, context, effort, rows, new_tasks, where)
         after = answer_probes(lab, context, f"{where}/after-{effort.attempt}", asked)
         answers, samples = lab.measure(
-            context, f"{where}/measured-{effort.attempt}", SKILLS, known_tasks(lab)
-        )
+            context, f"{where}/measured-{effort.attempt}", SKILLS,
+            [*known_tasks(lab), *(text for _, text in new_tasks)],
+        )  # fmt: skip
         found = self._decide(lab, constitution, asked, before, after, answers)
         for reason in found["reasons"]:
             context.note(f"{'gate met' if found['passed'] else 'gate not met'}: {reason}")
@@ -154,19 +158,21 @@ class ConstitutionStage:
     # training
 
     def _train(
-        self, lab: Lab, context: PhaseContext, effort: Effort, rows: Sequence[Critiqued], where: str
-    ) -> Metrics:
+        self, lab: Lab, context: PhaseContext, effort: Effort, rows: Sequence[Critiqued],
+        new_tasks: Sequence[Pair], where: str,
+    ) -> Metrics:  # fmt: skip
         made = _token_pairs(lab, [row for row in rows if row.is_pair])
         section = lab.job.constitution.preference
         if effort.attempt == MOST_ATTEMPTS:
             section = section.model_copy(update={"anchors_per_pair": 2 * section.anchors_per_pair})
         training = PairTraining(
-            lab, context, lab.plan.phase(phase_name(NUMBER, 1)), section, made, self._anchors(lab, rows),
+            lab, context, lab.plan.phase(phase_name(NUMBER, 1)), section, made,
+            self._anchors(lab, rows, new_tasks),
             lab.directory(where),
         )  # fmt: skip
         return training.run()
 
-    def _anchors(self, lab: Lab, rows: Sequence[Critiqued]) -> list[TokenRow]:
+    def _anchors(self, lab: Lab, rows: Sequence[Critiqued], new_tasks: Sequence[Pair]) -> list[TokenRow]:
         """Answers that the critic cleared, rows of the stages that are no answers, and text of the base."""
         cleared = [(row.request, row.initial_answer) for row in rows if row.kept and row.kind == "anchor"]
         if not cleared:
@@ -175,13 +181,47 @@ class ConstitutionStage:
                 "answers that keep to the constitution, which hold the model to what it does well",
                 "look at the reasons in the stage's records: a critic that doubts everything is no critic",
             )
-        # Twice as many cleared answers as rows of a stage, and those as different as there are: 68 tasks,
-        # repeated, were learned by heart, and half of what the model then made was among them.
         found: list[TokenRow] = [*lab.rows(cleared)] * CLEARED_TWICE
         for number in REPLAYED:
             if lab.has_passed(number):
                 found += list(lab.rows(stage_pairs(lab, number)))[: len(cleared)]
+        found += lab.rows(new_tasks) if new_tasks else []
         return [*found, *list(lab.text_rows(lab.base_texts()))[: len(cleared)]]
+
+    def _new_tasks(self, lab: Lab, context: PhaseContext, effort: Effort, where: str) -> list[Pair]:
+        """Requests for a task, and tasks that the model before this stage makes when asked for one.
+
+        The third stage's own rows would be learned by heart: of 125 new tasks 67 were left with 68 of them as
+        anchors, 106 with 605.
+        """
+        if not lab.has_passed(3):
+            return []
+        count, most = lab.job.constitution.prompts, lab.job.sampling.max_new_tokens
+        tasks = lab.world.tasks("train", count, lab.job.training.seed + NUMBER + effort.attempt)
+        prompts = [ask_to_make(task.type, number) for number, task in enumerate(tasks)]
+        asks = [
+            Ask(
+                f"{number}/{task.id}", lab.turn(prompt), most, samples=1, greedy=False,
+                temperature=lab.job.sampling.temperature,
+            )
+            for number, (task, prompt) in enumerate(zip(tasks, prompts, strict=True))
+        ]  # fmt: skip
+        found = [row[0] for row in lab.answers(context, f"{where}/made-{effort.attempt}", "tasks", asks)]
+        known = set(known_tasks(lab))
+        made: list[Pair] = []
+        for prompt, one in zip(prompts, found, strict=True):
+            text = tidy(one.text)
+            read = lab.world.read(text)
+            if (
+                not one.ended
+                or not text
+                or text in known
+                or (read is not None and lab.world.is_held_out(read))
+            ):
+                continue
+            known.add(text)
+            made.append((prompt, text))
+        return made
 
     # deciding
 

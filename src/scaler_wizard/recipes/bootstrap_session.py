@@ -14,6 +14,7 @@ from pathlib import Path
 
 from scaler_wizard.data.chat import use_question_template
 from scaler_wizard.models.adapter_fold import base_of
+from scaler_wizard.models.adapters import trainable_parameters
 from scaler_wizard.models.export import write_model, write_tokenizer
 from scaler_wizard.models.merge import merge_adapter
 from scaler_wizard.planning.plan import Plan
@@ -39,10 +40,15 @@ class StageSession(ModelSession):
         self.merged = True
         """Whether the adapter is still no change: nothing was trained since the last merge."""
         self.trained_in = ""
-        """The phase that has trained these weights since they were loaded; "" where none has."""
+        """What was trained since the weights were loaded: the phase, after the merge a hash; "" for none."""
 
     def merge(self) -> None:
         """The adapter into the weights, and a fresh adapter on them. Trained weights stay as they are."""
+        hasher = hashlib.sha256()
+        for name, value in sorted(trainable_parameters(self.adapted).items()):
+            hasher.update(name.encode())
+            hasher.update(value.detach().float().cpu().numpy().tobytes())
+        self.trained_in += f"/{hasher.hexdigest()[:16]}"
         if self.plan.strategy != "full":
             self.adapted = self._attach(merge_adapter(self.adapted))
         self.adapted.eval()
