@@ -45,7 +45,7 @@ class ExpertSection(Spec):
     limit: Annotated[int, Field(ge=1)] | None = None
     """Read at most this many rows of the data."""
     mode: Literal["alora", "lora"] = "alora"
-    """How it is trained: alora shares the base's prefill, lora reads the input again; a given one is as it is."""
+    """How it is trained: alora shares the base's prefill, lora reads the input again; a given one is kept."""
     description: Annotated[str, Field(max_length=500)] = ""
     """What it is for, in words."""
 
