@@ -9,7 +9,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from scaler_wizard.cli.experts import app
+from scaler_wizard.cli.experts_versions import find_bundle
 from scaler_wizard.errors import CheckpointError
 from scaler_wizard.jobs.client import Client
 from scaler_wizard.planning.plan import Plan
@@ -137,3 +140,7 @@ def test_a_second_bundle_is_compared_with_the_one_in_service(
     with Client(workspace) as client:
         rows = client.call("versions", lineage="experts")["versions"]
     assert [(row["name"], row["status"]) for row in rows] == [("v002", "held"), ("v001", "current")]
+    moves = [("--version", "v002"), (), ("--version", "v002")]
+    for wanted, options in zip(["v002", "v001", "v002"], moves, strict=True):
+        assert CliRunner().invoke(app, ["rollback", *options, "-w", str(workspace.root)]).exit_code == 0
+        assert find_bundle(workspace, "experts", None).folder.parent.name == wanted
