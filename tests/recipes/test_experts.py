@@ -9,7 +9,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from scaler_wizard.cli.experts import app
+from scaler_wizard.cli.experts_versions import find_bundle
 from scaler_wizard.errors import CheckpointError
 from scaler_wizard.jobs.client import Client
 from scaler_wizard.planning.plan import Plan
@@ -114,3 +117,30 @@ def test_an_adapter_that_changed_under_a_run_is_not_used(
     recipe.restore(None, done)
     with pytest.raises(CheckpointError, match="experts/crew"):
         recipe.restore(None, moved)
+
+
+def test_a_second_bundle_is_compared_with_the_one_in_service(
+    harness: ModuleType, completed: RunDir, tmp_path: Path
+) -> None:
+    workspace = Workspace(Path(shutil.copytree(completed.path.parent.parent, tmp_path / "w")))
+    with Client(workspace) as client:
+        client.call("version_restore", lineage="experts", version="v001", by="me", reason="by hand")
+    run = harness.create(workspace, experts_value(name="again"))
+    with harness.hosted(workspace) as host:
+        harness.start(host, run)
+        assert harness.finish(host, run)["status"] == "completed", run.worker_log.read_text("utf-8")
+    result = run.result() or {}
+    settings = result["experts"]["end_to_end"]["settings"]
+    # The same job makes the same bundle: it says the same, row by row, and does not take the other's place.
+    assert settings["in_service"]["version"] == "v001"
+    assert settings["in_service"]["value"] == settings["routed"]["value"]
+    assert (settings["in_service"]["routed_gained"], settings["in_service"]["routed_lost"]) == (0, 0)
+    assert any("with v001, which is in service" in reason for reason in result["version"]["reasons"])
+    assert "v001, which is in service" in write_report(run.path).read_text(encoding="utf-8")
+    with Client(workspace) as client:
+        rows = client.call("versions", lineage="experts")["versions"]
+    assert [(row["name"], row["status"]) for row in rows] == [("v002", "held"), ("v001", "current")]
+    moves = [("--version", "v002"), (), ("--version", "v002")]
+    for wanted, options in zip(["v002", "v001", "v002"], moves, strict=True):
+        assert CliRunner().invoke(app, ["rollback", *options, "-w", str(workspace.root)]).exit_code == 0
+        assert find_bundle(workspace, "experts", None).folder.parent.name == wanted

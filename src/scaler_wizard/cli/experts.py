@@ -40,7 +40,8 @@ SourceOption = Annotated[
     list[str],
     typer.Option(
         "--source",
-        help="label=NAME,jsonl=FILE[,image_root=FOLDER][,limit=N], several: a routing set without a job.",
+        help="A routing set without a job: label=NAME,jsonl=FILE for each expert; "
+        ",image_root=FOLDER and ,limit=N may follow.",
     ),
 ]
 DatasetOption = Annotated[Path | None, typer.Option(help="A dataset.yaml, with --source.")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from rich.console import Console
 from scaler_wizard.cli.experts_versions import NameOption, VersionOption, find_bundle
 from scaler_wizard.cli.options import JsonOption, WorkspaceOption, existing_workspace, print_json
 from scaler_wizard.data.readers import read_rows
-from scaler_wizard.errors import DataError, ScalerError
+from scaler_wizard.errors import DataError, EmptyDataError, ScalerError, UsageError
 from scaler_wizard.serving.client import ExpertsClient, encoded
 from scaler_wizard.serving.engine_process import Answer
 from scaler_wizard.serving.http import as_json, check_host, new_token, run
@@ -41,6 +42,8 @@ def serving(
     folder: Path | None, workspace: Path | None, name: str, version: str | None, base: str | None, device: str
 ) -> Iterator[ExpertsClient]:
     """An engine on the bundle that the options name."""
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
+        raise UsageError(f"--device {device}", "cpu, cuda or cuda:N", "leave it out: it is cpu")
     place = folder or find_bundle(existing_workspace(workspace), name, version).folder
     with ExpertsClient(place, base=base, device=device) as client:
         yield client
@@ -78,21 +81,28 @@ def serve_once(
     base: BaseOption = None,
     device: DeviceOption = "cpu",
     workspace: WorkspaceOption = None,
+    json: JsonOption = False,
 ) -> None:
-    """Answer a file of questions together, one JSON object a line, in their order."""
-    rows = [_question(row.number, row.value, questions) for row in read_rows(questions)]
+    """Answer a file of questions together, one JSON object a line, in their order.
+
+    A question that cannot be answered has its error in its line. --json adds a last line with the counts.
+    """
+    rows = _questions(questions)
+    refused = 0
     with serving(folder, workspace, name, version, base, device) as client:
         futures = [client.process.submit(**row) for row in rows]
         for future in futures:
             try:
                 line: dict[str, Any] = as_json(future.result())
             except ScalerError as error:
-                line = error.as_dict()
+                line, refused = error.as_dict(), refused + 1
             print(json_module.dumps(line, ensure_ascii=False), flush=True)
+    if json:
+        print_json({"questions": len(rows), "answered": len(rows) - refused, "refused": refused})
 
 
 def bench(
-    questions: Annotated[Path, typer.Argument(help='Rows {"prompt"} (JSON Lines).')],
+    questions: Annotated[Path, typer.Argument(help='Rows {"prompt", "image"?, "expert"?} (JSON Lines).')],
     name: NameOption = "experts",
     version: VersionOption = None,
     folder: FolderOption = None,
@@ -102,7 +112,7 @@ def bench(
     json: JsonOption = False,
 ) -> None:
     """Answer a file of questions together and count the work for each: passes, not only seconds."""
-    rows = [_question(row.number, row.value, questions) for row in read_rows(questions)]
+    rows = _questions(questions)
     with serving(folder, workspace, name, version, base, device) as client:
         started = time.perf_counter()
         answers = [future.result() for future in [client.process.submit(**row) for row in rows]]
@@ -126,8 +136,12 @@ def serve(
     base: BaseOption = None,
     device: DeviceOption = "cpu",
     workspace: WorkspaceOption = None,
+    json: JsonOption = False,
 ) -> None:
-    """POST / {prompt, image_b64?, expert?} -> {answer, expert, confidence, abstained}, until Ctrl-C."""
+    """Answer over HTTP until Ctrl-C. --json: address, token and labels as one object, once it is ready.
+
+    POST / {prompt, image_b64?, expert?} -> {answer, expert, confidence, abstained}
+    """
     check_host(host, public=public)
     if public and no_token:
         raise DataError(
@@ -135,9 +149,13 @@ def serve(
         )
     token = None if no_token else new_token()
     with serving(folder, workspace, name, version, base, device) as client:
-        print(f"experts {', '.join(client.labels)} at http://{host}:{port}/", flush=True)
-        if token is not None:
-            print(f"Authorization: Bearer {token}", flush=True)
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+        if json:
+            print_json({"url": url, "token": token, "labels": list(client.labels)})
+        else:
+            print(f"experts {', '.join(client.labels)} at {url}", flush=True)
+            if token is not None:
+                print(f"Authorization: Bearer {token}", flush=True)
         run(client.process, host, port, token)
 
 
@@ -147,6 +165,13 @@ def said(answer: Answer) -> str:
     unsure = ", abstained: the fallback answered" if answer.abstained else ""
     cut = ", cut off" if answer.finish == "length" else ""
     return f"{answer.expert} ({sure}{unsure}{cut})"
+
+
+def _questions(source: Path) -> list[dict[str, Any]]:
+    rows = [_question(row.number, row.value, source) for row in read_rows(source)]
+    if not rows:
+        raise EmptyDataError(f"no question in {source}", 'rows {"prompt": "..."}', "write at least one")
+    return rows
 
 
 def _question(number: int, value: dict[str, Any], source: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.padding import Padding
 from rich.text import Text
 
 from scaler_wizard.cli.options import (
@@ -24,6 +24,8 @@ from scaler_wizard.cli.options import (
 from scaler_wizard.errors import DataError, ModelNotFoundError
 from scaler_wizard.jobs.client import Client
 from scaler_wizard.serving.vllm import vllm_command
+from scaler_wizard.specs.yaml_io import dump_yaml
+from scaler_wizard.store.durable import sha256_file
 from scaler_wizard.store.experts_bundle import LORAS, Bundle, read_bundle
 from scaler_wizard.store.names import safe_name
 from scaler_wizard.store.version_files import WEIGHTS
@@ -44,14 +46,15 @@ def add_commands(app: typer.Typer) -> None:
 def list_versions(workspace: WorkspaceOption = None, json: JsonOption = False) -> None:
     """Versions of every bundle, newest first, and which one is in service."""
     rows = [row for row in _rows(existing_workspace(workspace), None) if _is_bundle(row)]
-    table = Table("bundle", "version", "status", "made", "description", "why", box=None)
+    console = Console()
     for row in rows:
         made = datetime.fromtimestamp(row["created"]).strftime("%Y-%m-%d %H:%M")
-        why = "; ".join(row["metrics"].get("reasons") or ())
-        table.add_row(
-            row["lineage"], row["name"], row["status"], made, Text(row["description"]), Text(why[:200])
-        )
-    Console().print(table if rows else "no experts yet; `scaler experts run` makes a bundle")
+        head = f"{row['lineage']} {row['name']}  {row['status']:<10}  {made}  {row['description']}"
+        console.print(Text(head))
+        for why in row["metrics"].get("reasons") or ():
+            console.print(Padding(Text(why[:300], style="dim"), (0, 0, 0, 4)))
+    if not rows:
+        typer.echo("no experts yet; `scaler experts run` makes a bundle")
     if json:
         print_json({"versions": rows})
 
@@ -104,24 +107,37 @@ def import_loras(
     workspace: WorkspaceOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Check adapters from elsewhere, byte for byte, and copy them into the workspace for a job of yours."""
-    bundle = read_bundle(path.parent if path.name == LORAS else path)
-    space = new_workspace(workspace)
-    lines, copied = ["experts:"], {}
+    """Check a bundle from elsewhere, byte for byte, and copy it into the workspace.
+
+    It can be asked there, and its adapters put into a job of yours; what is in service stays as it is.
+    """
+    found = read_bundle(path.parent if path.name == LORAS else path)
+    bundle = _imported(new_workspace(workspace), found)
+    adapters = {lora.label: str(bundle.folder_of(lora)) for lora in bundle.experts}
+    lines = ["experts:"]
     for lora in bundle.experts:
-        folder = space.root / "adapters" / safe_name(f"{lora.label[:48]}-{lora.sha256[:12]}", "adapter")
-        if not folder.exists():
-            staging = folder.with_name(f".{folder.name}.part")
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.parent.mkdir(mode=0o700, exist_ok=True)
-            shutil.copytree(bundle.folder_of(lora), staging)
-            staging.rename(folder)
-        copied[lora.label] = str(folder)
-        lines += [f"  - label: {lora.label}", f"    adapter: {folder}", f"    mode: {lora.mode}"]
-    typer.echo(f"{len(copied)} adapters checked and copied; for a job on {bundle.base}:")
+        place = dump_yaml({"adapter": adapters[lora.label]}).strip()
+        lines += [f"  - label: {lora.label}", f"    {place}", f"    mode: {lora.mode}", "    data: ..."]
+    question = shlex.join(["scaler", "experts", "ask", "--folder", str(bundle.folder), "..."])
+    typer.echo(f"{len(adapters)} adapters checked and copied. To ask them: {question}")
+    typer.echo(f"For a job on {bundle.base}, with data of yours for each:")
     typer.echo("\n".join(lines))
     if json:
-        print_json({"adapters": copied, "base": bundle.base})
+        print_json({"folder": str(bundle.folder), "adapters": adapters, "base": bundle.base})
+
+
+def _imported(space: Workspace, found: Bundle) -> Bundle:
+    """The workspace's own copy, named by content and verified where it lies; the same one when done again."""
+    digest = sha256_file(found.folder / LORAS)  # which holds the hash of everything else
+    target = space.root / "imported" / safe_name(f"{found.labels[0][:32]}-{digest[:12]}", "bundle")
+    if not target.exists():
+        staging = target.with_name(f".{target.name}.part")
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.parent.mkdir(mode=0o700, exist_ok=True)
+        shutil.copytree(found.folder, staging)
+        read_bundle(staging)
+        staging.rename(target)
+    return read_bundle(target)
 
 
 def find_bundle(space: Workspace, name: str, version: str | None) -> Bundle:

@@ -1,7 +1,8 @@
 """Whether a router is worth it: better answers than one adapter for everything, with confidence. Pure.
 
 The same held-out inputs are answered by the router's choice, by the right expert (oracle), by one adapter
-that was trained on everything, by the bare base, and by the expert with most rows. Compared in pairs.
+that was trained on everything, by the bare base, and by the expert with most rows; and by the version that is
+in service, where there is one. Compared in pairs.
 """
 
 from __future__ import annotations
@@ -67,6 +68,41 @@ class EndToEnd:
 
 
 @dataclass(frozen=True, slots=True)
+class InService:
+    """The version that would be replaced, and what it says to the same inputs."""
+
+    version: str
+    """"v003"."""
+    right: tuple[bool, ...]
+    """Row by row, the rows of `EndToEnd`; empty where it could not be asked."""
+    lost: tuple[str, ...] = ()
+    """Its experts that the new version lacks; no held-out row speaks for them."""
+    refused: str = ""
+    """Why it could not be asked; empty where it was."""
+
+    @property
+    def words(self) -> str:
+        """As a person reads it."""
+        return f"{self.version}, which is in service"
+
+    def change(self, measured: EndToEnd) -> Change:
+        """The new version compared with it, in pairs."""
+        return Change(self.words, self.right, measured.right["routed"])
+
+    def as_dict(self, measured: EndToEnd) -> dict[str, Any]:
+        """JSON-ready: its version, its share and the paired comparison; the share only where it was asked."""
+        found: dict[str, Any] = {
+            "version": self.version, "words": self.words, "lost": list(self.lost), "refused": self.refused,
+        }  # fmt: skip
+        if self.refused:
+            return found
+        change = self.change(measured)
+        test = change.test()
+        found |= Share(sum(self.right), len(self.right)).as_dict()
+        return found | {"routed_gained": test.n01, "routed_lost": test.n10, "p_value": change.p_value()}
+
+
+@dataclass(frozen=True, slots=True)
 class Standing:
     """What else the decision looks at."""
 
@@ -77,20 +113,27 @@ class Standing:
     pace: str
 
 
-def decide_worth(measured: EndToEnd, standing: Standing) -> Promotion:
+def decide_worth(measured: EndToEnd, standing: Standing, in_service: InService | None = None) -> Promotion:
     """Promote only where routed beats one adapter for all, the base and the majority expert, with confidence.
 
-    p-values are McNemar's, adjusted for three comparisons (Benjamini & Hochberg 1995).
+    What would replace a version in service must beat that one, too, and lack none of its experts.
+    p-values are McNemar's, adjusted for all comparisons made (Benjamini & Hochberg 1995).
+
+    Args:
+        in_service: None where nothing is: the first version has nothing else to beat.
     """
     held, warnings = _too_little(standing), []
-    adjusted = benjamini_hochberg([measured.against(setting).p_value() for setting in MUST_BEAT])
-    for setting, p_value in zip(MUST_BEAT, adjusted, strict=True):
-        change = measured.against(setting)
-        routed, other = measured.share("routed").value, measured.share(setting).value
-        if not (routed > other and p_value < SIGNIFICANT):
+    rivals = [measured.against(setting) for setting in MUST_BEAT]
+    if in_service is not None:
+        held += _irreplaceable(in_service)
+        if not in_service.refused:
+            rivals.append(in_service.change(measured))
+    adjusted = benjamini_hochberg([rival.p_value() for rival in rivals])
+    for rival, p_value in zip(rivals, adjusted, strict=True):
+        if not (rival.fall < 0 and p_value < SIGNIFICANT):
             held.append(
-                f"not worth it: {routed:.3f} right with the router, {other:.3f} with {WORDS[setting]} "
-                f"(n {change.n}, p {p_value:.2g})"
+                f"not worth it: {_value(rival.after):.3f} right with the router, {_value(rival.before):.3f} "
+                f"with {rival.name} (n {rival.n}, p {p_value:.2g})"
             )
     if measured.of_oracle < OF_ORACLE:
         warnings.append(f"routed answers reach {measured.of_oracle:.1%} of what the right experts would")
@@ -100,12 +143,24 @@ def decide_worth(measured: EndToEnd, standing: Standing) -> Promotion:
         )
     if held:
         return Promotion(False, tuple(held), tuple(warnings))
-    said = ", ".join(f"{WORDS[setting]} {measured.share(setting).value:.3f}" for setting in MUST_BEAT)
+    said = ", ".join(f"{rival.name} {_value(rival.before):.3f}" for rival in rivals)
+    routed = measured.share("routed")
     return Promotion(
-        True,
-        (f"{measured.share('routed').value:.3f} right with the router; {said}; n {change.n}",),
-        tuple(warnings),
+        True, (f"{routed.value:.3f} right with the router; {said}; n {routed.n}",), tuple(warnings)
     )
+
+
+def _irreplaceable(in_service: InService) -> list[str]:
+    held = []
+    if in_service.refused:
+        held.append(f"{in_service.words}, could not be asked the same: {in_service.refused}")
+    if in_service.lost:
+        held.append(f"{in_service.words}, has experts that this one lacks: {', '.join(in_service.lost)}")
+    return held
+
+
+def _value(right: Sequence[bool]) -> float:
+    return sum(right) / len(right) if right else 0.0
 
 
 def _too_little(standing: Standing) -> list[str]:

@@ -207,6 +207,13 @@ def _check_expert(expert: ExpertSection) -> None:
 def _plan_experts(job: ExpertsJob, given: Given) -> tuple[None, Plan]:
     for expert in job.experts:
         _check_expert(expert)
+        if expert.label in job.labels and not (expert.data or expert.generator):
+            raise SpecError(
+                f'expert "{expert.label}" has an adapter and no data',
+                "questions of its kind in experts.data (or a generator): the router learns from them, and "
+                "the adapter is measured on those held out",
+                f"add data, or leave it out with dataset.experts: {{{expert.label}: 0}}",
+            )
     return None, make_experts_plan(job, given.machine, given.facts, learned=given.learned)
 
 

@@ -19,8 +19,8 @@ STAGES = ("generate", "make", "preprocess", "train", "eval", "deploy")
 """Names of the phases P0 to P5, as `scaler experts STAGE` knows them."""
 LEAST_PROMOTED_ROWS = 300
 LEAST_PROMOTED_SEEDS = 5
-SETTINGS_COMPARED = 5
-"""Routed, oracle routing, one adapter for all, base, majority."""
+SETTINGS_COMPARED = 6
+"""Routed, oracle routing, one adapter for all, base, majority, and the version in service."""
 
 
 def phase_of_stage(stage: str) -> str:

@@ -24,6 +24,7 @@ from scaler_wizard.planning.locate import resolve_model
 from scaler_wizard.planning.plan import Plan
 from scaler_wizard.recipes.experts_bundle import export_bundle
 from scaler_wizard.recipes.experts_data import generate, routing_set
+from scaler_wizard.recipes.experts_in_service import decision_at_deploy, followed, measure_in_service
 from scaler_wizard.recipes.experts_make import adapter_folders, changed_adapters, make_adapters
 from scaler_wizard.recipes.experts_measure import (
     end_to_end,
@@ -142,9 +143,11 @@ class ExpertsRecipe:
         measured = end_to_end(answers)
         context.probe("answers", measured.as_dict())
         standing = Standing(min(routing["per_label"].values()), routing["seeds"]["values"], job.pace)
-        decision = decide_worth(measured, standing)
+        in_service = measure_in_service(context, served, job, self.run_dir, asked)
+        decision = decide_worth(measured, standing, in_service)
         return {
             "routing": routing, "answers": answers, "end_to_end": measured.as_dict(),
+            "in_service": in_service.as_dict(measured) if in_service is not None else None,
             "decision": decision.as_dict(), "accuracy": measured.share("routed").value,
         }  # fmt: skip
 
@@ -152,7 +155,7 @@ class ExpertsRecipe:
 
     def deploy(self, context: PhaseContext) -> Metrics:
         """Export all that answers; the host publishes it: current where it is worth it, else held."""
-        decision = self.done["P4"]["decision"]
+        decision = decision_at_deploy(self.done["P4"], followed(self.run_dir))
         wanted = bool(decision["promote"]) and self.job.deploy.promote
         for reason in decision["reasons"]:
             context.note(f"{'promoted' if wanted else 'held'}: {reason}")
@@ -162,7 +165,7 @@ class ExpertsRecipe:
         folder = export_bundle(
             self.job, self.run_dir, Path(self.done["P3"]["seeds"][0]), self.done, digest
         )  # fmt: skip
-        return {"folder": str(folder), "promote": wanted, "weights_sha256": digest}
+        return {"folder": str(folder), "promote": wanted, "decision": decision, "weights_sha256": digest}
 
     def finish(self, context: PhaseContext, done: dict[str, Metrics]) -> Metrics:
         """The record that the host publishes and the report shows."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from scaler_wizard.models.adapter_io import read_adapter_config
 from scaler_wizard.planning.experts import trained_here
 from scaler_wizard.recipes.experts_make import adapter_folders
 from scaler_wizard.runs.phase import Metrics
@@ -68,8 +69,10 @@ def _copied(
     twin = made["adapters"].get(f"twins/{expert.label}")
     if twin is not None:
         shutil.copytree(twin["folder"], target / "twins" / expert.label)
+    # An adapter that was brought is what its own file says, whatever the job expects of it.
+    activated = getattr(read_adapter_config(folder), "alora_invocation_tokens", None) is not None
     return BundledLora(
-        expert.label, place, expert.mode, content_hash(target / place), now, dataset,
+        expert.label, place, "alora" if activated else "lora", content_hash(target / place), now, dataset,
         run_dir.id if dataset else str(folder), expert.description,
         f"twins/{expert.label}" if twin is not None else None,
         content_hash(target / "twins" / expert.label) if twin is not None else None,

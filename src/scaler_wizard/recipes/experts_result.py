@@ -20,7 +20,8 @@ from scaler_wizard.training.memory import peak_memory_bytes
 def experts_result(job: ExpertsJob, plan: Plan, run_dir: RunDir, done: Mapping[str, Metrics]) -> Metrics:
     """result.json; the key `experts` is what the report's own tables and pictures are made of."""
     routers, measured, deployed = done["P3"], done["P4"], done["P5"]
-    decision, routing = measured["decision"], measured["routing"]
+    decision, routing = deployed["decision"], measured["routing"]
+    end_to_end = _with_in_service(measured)
     facts = read_facts(resolve_model(job.model.base_model, job.model.revision))
     digest = deployed["weights_sha256"]
     return {
@@ -48,18 +49,26 @@ def experts_result(job: ExpertsJob, plan: Plan, run_dir: RunDir, done: Mapping[s
             "ladder": routers["ladder"],
             "chosen": routers["chosen"],
             "routing": routing,
-            "end_to_end": measured["end_to_end"],
+            "end_to_end": end_to_end,
             "work": measured["answers"]["work"],
             "decision": {**decision, "promoted": deployed["promote"]},
         },
         "phases": [_phase_row(name, found) for name, found in done.items()],
-        "table": _table(job, measured["end_to_end"]["settings"]),
+        "table": _table(job, end_to_end["settings"]),
         "memory": memory_record(plan, peak_memory_bytes(torch.device(plan.device))),
         "answers": measured["answers"]["samples"],
         "warnings": decision["warnings"],
         "export": {"experts": deployed["folder"]},
         "summary": {"accuracy": measured["accuracy"]},
     }  # fmt: skip
+
+
+def _with_in_service(measured: Metrics) -> Metrics:
+    """The settings, and the version that was in service as one more where it could be asked."""
+    found, before = measured["end_to_end"], measured["in_service"]
+    if before is None or before["refused"]:
+        return dict(found)
+    return {**found, "settings": {**found["settings"], "in_service": before}}
 
 
 def _phase_row(name: str, metrics: Metrics) -> Metrics:

@@ -78,6 +78,8 @@ class EngineProcess:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=environment
         )
         self._lock = threading.Lock()
+        # Apart from the table's: a full pipe must not keep the reader from the answers that would empty it.
+        self._writing = threading.Lock()
         self._waiting: dict[int, Future[Answer]] = {}
         self._next = 0
         self._first: queue.Queue[dict[str, Any]] = queue.Queue()
@@ -113,14 +115,17 @@ class EngineProcess:
         future: Future[Answer] = Future()
         with self._lock:
             number, self._next = self._next, self._next + 1
-            line = json.dumps({"id": number, **request}).encode() + b"\n"
             self._waiting[number] = future
-            try:
-                assert self._process.stdin is not None
+        line = json.dumps({"id": number, **request}).encode() + b"\n"
+        try:
+            assert self._process.stdin is not None
+            with self._writing:
                 self._process.stdin.write(line)
                 self._process.stdin.flush()
-            except (OSError, ValueError):
-                self._waiting.pop(number, None)
+        except (OSError, ValueError):
+            with self._lock:
+                unsettled = self._waiting.pop(number, None) is not None
+            if unsettled:  # else the reader has said so already
                 future.set_exception(self._died())
         return future
 

@@ -13,7 +13,14 @@ import secrets
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
-from scaler_wizard.errors import DataError, MissingDependencyError, ScalerError, SpecError, UnknownExpertError
+from scaler_wizard.errors import (
+    DataError,
+    IncompatibleModelError,
+    MissingDependencyError,
+    ScalerError,
+    SpecError,
+    UnknownExpertError,
+)
 from scaler_wizard.serving.engine_process import Answer, EngineProcess
 
 MAX_BODY_BYTES: Final = 28 << 20
@@ -77,10 +84,7 @@ def make_app(engine: EngineProcess, token: str | None) -> Any:
             )
             answer = await run_in_threadpool(future.result)
         except ScalerError as error:
-            status = (
-                404 if isinstance(error, UnknownExpertError) else 400 if isinstance(error, DataError) else 503
-            )
-            return JSONResponse(error.as_dict(), status)
+            return JSONResponse(error.as_dict(), _status(error))
         return JSONResponse(as_json(answer))
 
     async def health(request: Request) -> JSONResponse:
@@ -153,6 +157,14 @@ def _allowed(header: str | None, token: str | None) -> bool:
         return True
     kind, _, given = (header or "").partition(" ")
     return kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
+
+
+def _status(error: ScalerError) -> int:
+    """404 for an unknown expert, 400 for another question that cannot be asked, 503 for the rest."""
+    if isinstance(error, UnknownExpertError):
+        return 404
+    # The engine is loaded: what is incompatible now is a picture for a base that reads text only.
+    return 400 if isinstance(error, DataError | IncompatibleModelError) else 503
 
 
 def _missing() -> MissingDependencyError:

@@ -30,14 +30,14 @@ TEST_ROWS, TEST_TEST_ROWS = 64, 24
 
 
 class ExpertSection(Spec):
-    """One expert: an adapter that is there, or data to train one from, or both."""
+    """One expert: data, and the adapter that is there already; without one it is trained from the data."""
 
     label: Annotated[str, Field(pattern=NAME_PATTERN)]
     """What the router calls it; different for every expert, and not "base" or "multitask"."""
     adapter: str | None = None
     """Directory of a LoRA adapter in PEFT's format; trained from the data when empty."""
     data: str | None = None
-    """Its data set: a file in any format that `scaler data check` knows."""
+    """Its data set: a file in any format that `scaler data check` knows. Needed beside an adapter, too."""
     generator: str | None = None
     """A generated task as its data set, where no file is named."""
     image_root: str | None = None
@@ -45,7 +45,7 @@ class ExpertSection(Spec):
     limit: Annotated[int, Field(ge=1)] | None = None
     """Read at most this many rows of the data."""
     mode: Literal["alora", "lora"] = "alora"
-    """How it is trained and served: alora shares the base's prefill, lora reads the input again by itself."""
+    """How it is trained: alora shares the base's prefill, lora reads the input again; a given one is kept."""
     max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Most optimiser steps of its training, where it needs more or fewer than training.max_steps."""
     description: Annotated[str, Field(max_length=500)] = ""

@@ -67,11 +67,14 @@ def test_a_dry_run_shows_the_stages_and_makes_no_run(tmp_path: Path) -> None:
         ({"experts": [{"label": "a", "generator": "sorte"}, {"label": "b", "generator": "sort"}]},
          SpecError, 'did you mean "sort"'),
         ({"recipe": "grow", "experts": None}, SpecError, "experts"),
+        ({"experts": [{"label": "a", "adapter": "."}, {"label": "b", "generator": "sort"}]},
+         SpecError, 'expert "a" has an adapter and no data'),
     ],
 )  # fmt: skip
 def test_what_is_refused_before_anything_is_loaded(
     tmp_path: Path, changes: dict[str, Any], error: type[ScalerError], words: str
 ) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(error, match=words):
         scaler("run", str(write_job(tmp_path, **changes)), "-w", str(tmp_path / "w"))
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from scaler_wizard.evals.routing import calibration_error, over_seeds, score_routing
-from scaler_wizard.evals.worth import EndToEnd, Standing, decide_worth
+from scaler_wizard.evals.worth import EndToEnd, InService, Standing, decide_worth
 
 SEEDS = [0.99, 0.985, 0.99, 0.992, 0.988]
 FULL = Standing(least_rows=300, accuracies=SEEDS, pace="full")
@@ -91,3 +91,39 @@ def test_falling_short_of_the_oracle_and_unsteady_seeds_are_said() -> None:
     decision = decide_worth(answers(routed=370, multitask=330, oracle=390), unsteady)
     assert decision.promote
     assert len(decision.warnings) == 2
+
+
+def in_service(right: int, n: int = 400) -> InService:
+    return InService("v003", (True,) * right + (False,) * (n - right))
+
+
+def test_the_first_version_has_only_the_other_settings_to_beat() -> None:
+    measured = answers(routed=380, multitask=330)
+    assert decide_worth(measured, FULL, None).promote
+    assert "in service" not in decide_worth(measured, FULL, None).reasons[0]
+
+
+def test_what_is_better_than_the_version_in_service_takes_its_place() -> None:
+    decision = decide_worth(answers(routed=380, multitask=330), FULL, in_service(350))
+    assert decision.promote
+    assert "v003, which is in service 0.875" in decision.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("before", "words"),
+    [
+        (in_service(390), "0.950 right with the router, 0.975 with v003, which is in service"),
+        (in_service(380), "with v003, which is in service .n 400, p 1"),
+        (in_service(377), "0.943 with v003"),
+        (InService("v003", (False,) * 400, lost=("crew", "zoo")), "lacks: crew, zoo"),
+        (InService("v003", (), refused="another base"), "could not be asked the same: another base"),
+    ],
+)
+def test_what_is_not_better_with_confidence_does_not_replace_it(before: InService, words: str) -> None:
+    measured = answers(routed=380, multitask=330)
+    decision = decide_worth(measured, FULL, before)
+    assert not decision.promote
+    assert len(decision.reasons) == 1
+    assert re.search(words, decision.reasons[0])
+    found = before.as_dict(measured)
+    assert ("p_value" in found) is not bool(before.refused)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
+import io
 import json
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import uvicorn
+from PIL import Image
 
 from scaler_wizard.errors import DataError, SpecError
 from scaler_wizard.serving.engine_process import EngineProcess
@@ -68,6 +73,21 @@ def test_hostile_bodies_are_refused_with_words(port: int, body: bytes, status: i
     found, value = post(port, body)
     assert found == status
     assert value["found"]
+
+
+def test_a_picture_for_a_base_that_reads_text_only_is_the_questions_fault(port: int) -> None:
+    drawn = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(drawn, "PNG")
+    picture = base64.b64encode(drawn.getvalue()).decode()
+    status, value = post(port, json.dumps({"prompt": "a", "image_b64": picture}).encode())
+    assert (status, value["error"]) == (400, "IncompatibleModelError")
+
+
+def test_many_at_once_get_their_own_answers(port: int) -> None:
+    bodies = [json.dumps({"prompt": f"Sort: {c} a", "expert": "north"}).encode() for c in "bcdefghk"]
+    alone = [post(port, body) for body in bodies]
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        assert list(pool.map(partial(post, port), bodies)) == alone
 
 
 def test_a_body_that_claims_to_be_too_long_is_not_read(port: int) -> None:
