@@ -24,10 +24,9 @@ from scaler_wizard.data.pair_batches import TokenPair
 from scaler_wizard.data.records import write_records
 from scaler_wizard.data.token_rows import TokenRow
 from scaler_wizard.data.world import SKILLS
-from scaler_wizard.data.world_forms import ask_to_make
-from scaler_wizard.errors import EmptyDataError
 from scaler_wizard.evals.safety_triple import decide_safety
 from scaler_wizard.evals.stage_gate import decide_stage
+from scaler_wizard.recipes.bootstrap_anchors import anchor_rows, make_new_tasks
 from scaler_wizard.recipes.bootstrap_critique import (
     Critiqued,
     add_negatives,
@@ -52,16 +51,12 @@ from scaler_wizard.recipes.bootstrap_principles import (
 )
 from scaler_wizard.recipes.bootstrap_sampling import Ask, Sampled
 from scaler_wizard.recipes.bootstrap_stage import MOST_ATTEMPTS, Effort, phase_name
-from scaler_wizard.recipes.bootstrap_teach import known_tasks, stage_pairs
+from scaler_wizard.recipes.bootstrap_teach import known_tasks
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.runs.phase import Metrics
 from scaler_wizard.specs.constitution import Constitution, read_constitution
 
 NUMBER = 6
-REPLAYED = (4, 5)
-"""Stages whose rows are anchors: what stages 1 and 2 taught is in the answers that the critic cleared, and
-stage 3 in tasks that are made anew."""
-CLEARED_TWICE = 2
 SHOWN_CRITIQUES = 8
 
 
@@ -87,7 +82,7 @@ class ConstitutionStage:
         if not data["passed"]:
             return self._refused(lab, data, effort)
         making = time.monotonic() - started
-        new_tasks = self._new_tasks(lab, context, effort, where)
+        new_tasks = make_new_tasks(lab, context, f"{where}/made-{effort.attempt}", NUMBER + effort.attempt)
         trained = self._train(lab, context, effort, rows, new_tasks, where)
         after = answer_probes(lab, context, f"{where}/after-{effort.attempt}", asked)
         answers, samples = lab.measure(
@@ -167,61 +162,9 @@ class ConstitutionStage:
             section = section.model_copy(update={"anchors_per_pair": 2 * section.anchors_per_pair})
         training = PairTraining(
             lab, context, lab.plan.phase(phase_name(NUMBER, 1)), section, made,
-            self._anchors(lab, rows, new_tasks),
-            lab.directory(where),
+            anchor_rows(lab, rows, new_tasks), lab.directory(where),
         )  # fmt: skip
         return training.run()
-
-    def _anchors(self, lab: Lab, rows: Sequence[Critiqued], new_tasks: Sequence[Pair]) -> list[TokenRow]:
-        """Answers that the critic cleared, rows of the stages that are no answers, and text of the base."""
-        cleared = [(row.request, row.initial_answer) for row in rows if row.kept and row.kind == "anchor"]
-        if not cleared:
-            raise EmptyDataError(
-                f"not one of {len(rows):,} answers was cleared by every principle",
-                "answers that keep to the constitution, which hold the model to what it does well",
-                "look at the reasons in the stage's records: a critic that doubts everything is no critic",
-            )
-        found: list[TokenRow] = [*lab.rows(cleared)] * CLEARED_TWICE
-        for number in REPLAYED:
-            if lab.has_passed(number):
-                found += list(lab.rows(stage_pairs(lab, number)))[: len(cleared)]
-        found += lab.rows(new_tasks) if new_tasks else []
-        return [*found, *list(lab.text_rows(lab.base_texts()))[: len(cleared)]]
-
-    def _new_tasks(self, lab: Lab, context: PhaseContext, effort: Effort, where: str) -> list[Pair]:
-        """Requests for a task, and tasks that the model before this stage makes when asked for one.
-
-        The third stage's own rows would be learned by heart: of 125 new tasks 67 were left with 68 of them as
-        anchors, 106 with 605.
-        """
-        if not lab.has_passed(3):
-            return []
-        count, most = lab.job.constitution.prompts, lab.job.sampling.max_new_tokens
-        tasks = lab.world.tasks("train", count, lab.job.training.seed + NUMBER + effort.attempt)
-        prompts = [ask_to_make(task.type, number) for number, task in enumerate(tasks)]
-        asks = [
-            Ask(
-                f"{number}/{task.id}", lab.turn(prompt), most, samples=1, greedy=False,
-                temperature=lab.job.sampling.temperature,
-            )
-            for number, (task, prompt) in enumerate(zip(tasks, prompts, strict=True))
-        ]  # fmt: skip
-        found = [row[0] for row in lab.answers(context, f"{where}/made-{effort.attempt}", "tasks", asks)]
-        known = set(known_tasks(lab))
-        made: list[Pair] = []
-        for prompt, one in zip(prompts, found, strict=True):
-            text = tidy(one.text)
-            read = lab.world.read(text)
-            if (
-                not one.ended
-                or not text
-                or text in known
-                or (read is not None and lab.world.is_held_out(read))
-            ):
-                continue
-            known.add(text)
-            made.append((prompt, text))
-        return made
 
     # deciding
 

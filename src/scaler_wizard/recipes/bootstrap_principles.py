@@ -13,7 +13,7 @@ from typing import Literal
 
 from scaler_wizard.data.critique import tidy
 from scaler_wizard.data.principles import intervenes, standing, violated_ids
-from scaler_wizard.data.world import SKILLS, Task
+from scaler_wizard.data.world import SKILLS, Skill, Task
 from scaler_wizard.evals.promotion import Change
 from scaler_wizard.evals.safety_triple import SafetyTriple, count_by_principle
 from scaler_wizard.evals.stage_gate import Kept
@@ -152,23 +152,31 @@ def kept_stages(
     Left out are those whose right answer the constitution changes: there a new answer is what was wanted.
     """
     kept, left_out = [], 0
-    applied = {rule.id for rule in constitution.principles if constitution.is_applied(rule)}
-    for number, skill in enumerate(SKILLS, start=1):
+    for number, (skill, places) in enumerate(untouched_places(lab, constitution).items(), start=1):
         if not lab.has_passed(number):
             continue
-        places = []
-        for at, question in enumerate(lab.all_questions[skill]):
-            asked = zip(question.prompts, question.replies, strict=True)
-            tempts = {name for pair in asked for name in standing(constitution, *pair).tempts}
-            # A rule that is only measured changes no answer: a task to be made may well be more than one.
-            if tempts & applied:
-                left_out += 1
-            else:
-                places.append(at)
+        left_out += len(lab.all_questions[skill]) - len(places)
         before = lab.passed_answers(number)[skill]
         change = Change(skill, tuple(before[at] for at in places), tuple(answers[skill][at] for at in places))
         kept.append(Kept(skill, change))
     return kept, left_out
+
+
+def untouched_places(lab: Lab, constitution: Constitution) -> dict[Skill, list[int]]:
+    """By skill the questions whose right answer no trained rule changes.
+
+    A rule that is only measured changes no answer: a task to be made may well be more than one.
+    """
+    applied = {rule.id for rule in constitution.principles if constitution.is_applied(rule)}
+    found: dict[Skill, list[int]] = {}
+    for skill in SKILLS:
+        found[skill] = []
+        for at, question in enumerate(lab.all_questions[skill]):
+            asked = zip(question.prompts, question.replies, strict=True)
+            tempts = {name for pair in asked for name in standing(constitution, *pair).tempts}
+            if not tempts & applied:
+                found[skill].append(at)
+    return found
 
 
 def shown_samples(asked: Mapping[Kind, Sequence[Probe]], before: Answers, after: Answers) -> list[Metrics]:

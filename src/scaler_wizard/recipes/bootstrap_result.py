@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from scaler_wizard.models.export import export_merged
 from scaler_wizard.planning.facts import read_facts
 from scaler_wizard.planning.locate import resolve_model
 from scaler_wizard.planning.spend import Bill, Spent, bill
+from scaler_wizard.recipes.bootstrap_constitution import NUMBER as CONSTITUTION
+from scaler_wizard.recipes.bootstrap_constitution import constitution_of
 from scaler_wizard.recipes.bootstrap_lab import Lab
+from scaler_wizard.recipes.bootstrap_principles import untouched_places
 from scaler_wizard.recipes.bootstrap_session import MODEL_DIR
 from scaler_wizard.recipes.grow_result import comparison_row, memory_record
 from scaler_wizard.runs.context import PhaseContext
@@ -146,11 +150,15 @@ def gains(lab: Lab) -> list[Metrics]:
     if not learned:
         return []
     best = {skill: base["ways"][skill][base["gaps"][skill]["best"]] for skill in learned}
-    now = {skill: after[skill][: len(best[skill])] for skill in learned}
     known = {
         skill: base["document"][: len(best[skill])] for skill in learned
         if skill in KNOWN_AS_DOCUMENTS and len(base["document"]) >= len(best[skill])
     }  # fmt: skip
+    counted = {skill: [at for at in judged_places(lab)[skill] if at < len(best[skill])] for skill in learned}
+    best, now, known = (
+        {skill: [answers[at] for at in counted[skill]] for skill, answers in given.items()}
+        for given in (best, {skill: after[skill] for skill in learned}, known)
+    )
     return [gain.as_dict() for gain in label_gains(best, now, known)]
 
 
@@ -159,22 +167,36 @@ def retention(lab: Lab) -> list[Metrics]:
     rows = []
     for number in [0, *passed_stages(lab)]:
         answers = lab.passed_answers(number)
-        rows += [
-            {"stage": number, "skill": skill, "right": sum(given), "n": len(given),
-             "ci95": list(wilson_interval(sum(given), len(given)))}
-            for skill, given in answers.items()
-            if given
-        ]  # fmt: skip
+        places = judged_places(lab) if number == CONSTITUTION else None
+        for skill, every in answers.items():
+            given = every if places is None else [every[at] for at in places[skill]]
+            if given:
+                ci95 = list(wilson_interval(sum(given), len(given)))
+                rows.append(
+                    {"stage": number, "skill": skill, "right": sum(given), "n": len(given), "ci95": ci95}
+                )
     return rows
+
+
+def judged_places(lab: Lab) -> Mapping[str, Sequence[int]]:
+    """By skill the questions that the final model is judged by.
+
+    All of them, until a constitution has passed: then those whose right answer it does not change.
+    """
+    if CONSTITUTION in passed_stages(lab):
+        return {**untouched_places(lab, constitution_of(lab))}
+    return {skill: range(len(questions)) for skill, questions in lab.all_questions.items()}
 
 
 def _table(lab: Lab) -> list[Metrics]:
     """Each learned skill asked through the chat template: the base, and the newest model that passed."""
-    before, after = lab.passed_answers(0), final_answers(lab)
+    before, after, places = lab.passed_answers(0), final_answers(lab), judged_places(lab)
     seed = lab.job.training.seed
+    apart = ", where the constitution asks for nothing else" if CONSTITUTION in passed_stages(lab) else ""
     return [
-        comparison_row(f"{skill} instructions" if skill in ("explicit", "implicit") else skill,
-                       _side(before[skill], seed), _side(after[skill], seed), "higher", "")
+        comparison_row((f"{skill} instructions" if skill in ("explicit", "implicit") else skill) + apart,
+                       _side([before[skill][at] for at in places[skill]], seed),
+                       _side([after[skill][at] for at in places[skill]], seed), "higher", "")
         for skill in SKILLS
         if after.get(skill)
     ]  # fmt: skip
