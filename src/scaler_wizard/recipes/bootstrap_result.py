@@ -184,7 +184,7 @@ def judged_places(lab: Lab) -> Mapping[str, Sequence[int]]:
     All of them, until a constitution has passed: then those whose right answer it does not change.
     """
     if CONSTITUTION in passed_stages(lab):
-        return {**untouched_places(lab, constitution_of(lab))}
+        return {str(skill): at for skill, at in untouched_places(lab, constitution_of(lab)).items()}
     return {skill: range(len(questions)) for skill, questions in lab.all_questions.items()}
 
 
