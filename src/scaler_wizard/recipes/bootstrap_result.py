@@ -192,7 +192,7 @@ def _table(lab: Lab) -> list[Metrics]:
     """Each learned skill asked through the chat template: the base, and the newest model that passed."""
     before, after, places = lab.passed_answers(0), final_answers(lab), judged_places(lab)
     seed = lab.job.training.seed
-    apart = ", where the constitution asks for nothing else" if CONSTITUTION in passed_stages(lab) else ""
+    apart = ", no rule applying" if CONSTITUTION in passed_stages(lab) else ""
     return [
         comparison_row((f"{skill} instructions" if skill in ("explicit", "implicit") else skill) + apart,
                        _side([before[skill][at] for at in places[skill]], seed),
