@@ -56,7 +56,7 @@ def test_a_question_is_answered(port: int) -> None:
     assert value["expert"] == "north"
 
 
-@pytest.mark.parametrize("token", [None, "", "wrong", TOKEN[:-1]])
+@pytest.mark.parametrize("token", [None, "", "wrong", TOKEN[:-1]], ids=["none", "empty", "wrong", "cut"])
 def test_without_its_token_nobody_is_answered(port: int, token: str | None) -> None:
     assert post(port, b'{"prompt": "a"}', token)[0] == 401
 
