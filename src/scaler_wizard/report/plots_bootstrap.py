@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from scaler_wizard.report.bootstrap_record import BootstrapRecord, Paired, Side, bootstrap_record
+from scaler_wizard.report.matrix import ROW_UNITS, Cell, paint_matrix
 from scaler_wizard.report.plots import COLOURS, MARKS, Chart
 from scaler_wizard.report.record import Record
 from scaler_wizard.report.svg import INK, draw, label, legend_above
@@ -16,12 +17,9 @@ from scaler_wizard.report.tables_bootstrap import principle_table, side, stage_t
 from scaler_wizard.report.words import listed, plural
 
 APART = 0.16
-ROW_UNITS = 26
 MAX_ROWS = 24
-STRONG = 0.6
-"""Opacity of a full cell: its number stays readable in both themes."""
 CONSTITUTION = 6
-Cell = tuple[str, str]
+Place = tuple[str, str]
 
 
 def stage_chart(record: Record) -> Chart | None:
@@ -156,25 +154,14 @@ def _points(axes: Axes, sides: Sequence[Side], key: str, shift: float, *, across
     )  # fmt: skip
 
 
-def _matrix(axes: Axes, rows: Sequence[str], columns: Sequence[str], values: Mapping[Cell, Side]) -> None:
-    """Numbers in shaded cells; a cell without a value stays empty."""
-    for (row, column), found in values.items():
-        if found.value is None or row not in rows:
-            continue
-        x, y = columns.index(column), rows.index(row)
-        axes.fill(
-            [x - 0.47, x + 0.47, x + 0.47, x - 0.47], [y - 0.44, y - 0.44, y + 0.44, y + 0.44],
-            color=INK.after, alpha=STRONG * max(0.0, min(1.0, found.value)), linewidth=0,
-        )  # fmt: skip
-        axes.text(x, y, f"{found.value:.2f}", ha="center", va="center", fontsize="small")
-    axes.set_xticks(range(len(columns)), [label(column, 10) for column in columns])
-    axes.set_yticks(range(len(rows)), [label(row, 14) for row in rows])
-    axes.set_xlim(-0.5, len(columns) - 0.5)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.grid(visible=False)
-    axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+def _matrix(axes: Axes, rows: Sequence[str], columns: Sequence[str], values: Mapping[Place, Side]) -> None:
+    """Shares; a place without a value stays empty."""
+    cells = {
+        (rows.index(row), columns.index(column)): Cell(f"{found.value:.2f}", found.value, INK.after)
+        for (row, column), found in values.items()
+        if found.value is not None and row in rows
+    }
+    paint_matrix(axes, rows, columns, cells)
 
 
 def _before(types: Sequence[Paired]) -> Side:

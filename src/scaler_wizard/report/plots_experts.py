@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from scaler_wizard.report.matrix import ROW_UNITS, Cell, paint_matrix
 from scaler_wizard.report.plots import Chart
 from scaler_wizard.report.record import Record
 from scaler_wizard.report.svg import INK, draw, label
@@ -15,10 +16,7 @@ from scaler_wizard.report.table import Column, Table
 from scaler_wizard.report.tables_experts import answers_table, experts_of, labels_of
 from scaler_wizard.report.values import Interval, interval, items, mapping, number, text, whole
 
-ROW_UNITS = 26
 MOST_LABELS = 24
-STRONG = 0.6
-"""Opacity of a full cell: its number stays readable in both themes."""
 
 
 def confusion_chart(record: Record) -> Chart | None:
@@ -83,20 +81,10 @@ def _side(side: Mapping[str, Any]) -> tuple[str, float, Interval]:
     return text(side.get("words"), 40), value, interval(side.get("ci95")) or (value, value)
 
 
-def _matrix(axes: Axes, labels: Sequence[str], cells: Sequence[Sequence[int]]) -> None:
-    for y, row in enumerate(cells):
-        for x, n in enumerate(row):
-            portion = n / max(1, sum(row))
-            axes.fill(
-                [x - 0.47, x + 0.47, x + 0.47, x - 0.47], [y - 0.44, y - 0.44, y + 0.44, y + 0.44],
-                color=INK.after if x == y else INK.bad, alpha=STRONG * portion, linewidth=0,
-            )  # fmt: skip
-            axes.text(x, y, f"{n:,}", ha="center", va="center", fontsize="small")
-    axes.set_xticks(range(len(labels)), [label(name, 10) for name in labels])
-    axes.set_yticks(range(len(labels)), [label(name, 14) for name in labels])
-    axes.set_xlim(-0.5, len(labels) - 0.5)
-    axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.grid(visible=False)
-    axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+def _matrix(axes: Axes, labels: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
+    cells = {
+        (y, x): Cell(f"{n:,}", n / max(1, sum(row)), INK.after if x == y else INK.bad)
+        for y, row in enumerate(counts)
+        for x, n in enumerate(row)
+    }
+    paint_matrix(axes, labels, labels, cells)
