@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +27,7 @@ QUESTIONS = 32
 
 def ask_experts(space: Workspace, console: Console, run_dir: RunDir, name: str) -> dict[str, Any]:
     """Answer 32 mixed held-out inputs with what is in service and show them; {questions, right, work}."""
-    bundle = _bundle(space, console, name)
+    bundle, version = _bundle(space, console, name)
     rows = mixed(_test_rows(run_dir), QUESTIONS)
     with ExpertsClient(bundle.folder) as client:
         futures = [
@@ -45,7 +46,9 @@ def ask_experts(space: Workspace, console: Console, run_dir: RunDir, name: str) 
         f"{each['prefills']:.2f} prefills, {each['router_forwards']:.2f} router passes, "
         f"{each['router_decode_steps']:.2f} tokens generated before the expert was known"
     ))  # fmt: skip
-    _say(console, f"ask more: scaler experts ask --name {name} -w {space.root} '{rows[0].prompt}'")
+    # What is held answers only where it is named.
+    named = ["--name", name, *(["--version", version] if version else []), "-w", str(space.root)]
+    _say(console, f"ask more: {shlex.join(['scaler', 'experts', 'ask', *named, rows[0].prompt])}")
     return {
         "questions": len(rows), "right": right, "own_expert": sent, "work": dict(work),
         "answers": [asdict(answer) for answer in answers],
@@ -79,15 +82,15 @@ def _test_rows(run_dir: RunDir) -> tuple[RoutingRow, ...]:
     return read_routing(Path(folder)).test
 
 
-def _bundle(space: Workspace, console: Console, name: str) -> Bundle:
-    """What was promoted; what was held where nothing was, and that is said."""
+def _bundle(space: Workspace, console: Console, name: str) -> tuple[Bundle, str | None]:
+    """What was promoted; where nothing was, what was held and its version, and that is said."""
     try:
-        return find_bundle(space, name, None)
+        return find_bundle(space, name, None), None
     except ModelNotFoundError:
         _say(console, "nothing was promoted; the held version answers here, so that it can be looked at")
         with Client(space) as client:
-            newest = client.call("versions", lineage=name)["versions"][0]["name"]
-        return find_bundle(space, name, newest)
+            newest = str(client.call("versions", lineage=name)["versions"][0]["name"])
+        return find_bundle(space, name, newest), newest
 
 
 def _same(answer: str, reference: str) -> bool:
