@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check bench soak seedling docs clean
+.PHONY: help setup demo test check fuzz bench soak seedling docs clean
 
 help:
 	@echo "make demo     grow the embedded model through all phases (two to three minutes after the install)"
 	@echo "make test     run the tests"
 	@echo "make check    ruff, mypy --strict, generated documents, tests"
+	@echo "make fuzz     the tests once more with new random examples (ARGS picks some)"
 	@echo "make bench    run every benchmark; each prints one JSON object on its last line"
 	@echo "make soak     1,000 random kills of daemon and workers (hours; ARGS='--kills 50' for fewer)"
 	@echo "make seedling rebuild the embedded model (about 15 CPU-minutes) into build/seedling"
@@ -36,6 +37,9 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/python -m scaler_wizard.specs.documentation --check
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not gpu' $(ARGS)
+
+fuzz: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not gpu' --hypothesis-profile=fuzz $(ARGS)
 
 bench: $(READY)
 	for benchmark in benchmarks/*.py; do $(BIN)/python $$benchmark --json || exit 1; done
