@@ -99,9 +99,12 @@ def delete(
     json: JsonOption = False,
 ) -> None:
     """Delete the files of a version that nothing needs; asks first."""
-    if not yes:
-        typer.confirm(f"Delete the weights of {version} for good?", abort=True)
-    with Client(existing_workspace(workspace)) as client:
+    space = existing_workspace(workspace)
+    with Client(space) as client:
+        found = _named(client.call("versions", lineage=lineage)["versions"], version)
+    if not yes:  # nobody is kept from the workspace while a person thinks
+        typer.confirm(f"Delete the weights of {found['lineage']} {found['name']} for good?", abort=True)
+    with Client(space) as client:
         answer = client.call(
             "version_delete", lineage=lineage, version=version, by=user_name(), reason=reason
         )

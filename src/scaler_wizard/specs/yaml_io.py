@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from scaler_wizard.errors import SpecError
+from scaler_wizard.specs.yaml_words import in_words
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 20
@@ -90,8 +91,10 @@ def parse_yaml(text: str, name: str = "the text") -> dict[str, Any]:
     try:
         value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader subclass)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        problem = " ".join(str(error).split())
-        raise SpecError(f"{name} is not plain YAML: {problem}", "plain mappings, lists and values") from None
+        problem, todo = in_words(error, text)
+        raise SpecError(
+            f"{name} is not plain YAML: {problem}", "plain mappings, lists and values", todo
+        ) from None
     if not isinstance(value, dict):
         raise SpecError(
             f"{name} holds {'nothing' if value is None else type(value).__name__}",

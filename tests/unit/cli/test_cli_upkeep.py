@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -72,3 +73,12 @@ def test_retention_and_models_of_an_empty_workspace(scaler: Scaler, space: Path)
     missing = scaler("models", "restore", "v001")
     assert (missing.code, "no version yet" in missing.err) == (6, True)
     assert scaler("backup", "restore", "none", "--yes").code == 8
+
+
+def test_a_version_that_is_not_there_is_not_asked_about(
+    scaler: Scaler, space: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    missing = scaler("models", "delete", "v009")
+    assert (missing.code, "there is no version v009" in missing.err) == (6, True)
+    assert "for good" not in missing.out + missing.err

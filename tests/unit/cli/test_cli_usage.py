@@ -46,8 +46,9 @@ def test_a_command_line_that_is_not_understood(
 def test_a_question_without_a_yes_is_one_object_too(
     scaler: Scaler, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
+    assert scaler("backup", "create").code == 0
     monkeypatch.setattr("sys.stdin", io.StringIO(answer))
-    called = scaler("models", "delete", "v001", "--json")
+    called = scaler("backup", "restore", "--json")
     assert called.code == 2
     assert set(called.last) == OBJECT
 
