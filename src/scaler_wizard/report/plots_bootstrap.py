@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scaler_wizard.report.bootstrap_record import BootstrapRecord, Paired, Side, bootstrap_record
+from scaler_wizard.report.bootstrap_record import Attempt, BootstrapRecord, Paired, Side, bootstrap_record
 from scaler_wizard.report.matrix import ROW_UNITS, Cell, paint_matrix
 from scaler_wizard.report.plots import COLOURS, MARKS, Chart
 from scaler_wizard.report.record import Record
@@ -19,6 +19,7 @@ from scaler_wizard.report.words import listed, plural
 APART = 0.16
 MAX_ROWS = 24
 CONSTITUTION = 6
+ONE_LINE = 6
 Place = tuple[str, str]
 
 
@@ -43,9 +44,7 @@ def stage_chart(record: Record) -> Chart | None:
                     attempt.share, at - 0.4, at + 0.4, color=INK.bad, linewidth=1.4, linestyle="--",
                     label="" if at else "the lower end must reach",
                 )  # fmt: skip
-        # A second attempt stands beside the first, whose name would run into its own.
-        ticks = [label(a.phase, 6) + (f"\n{label(a.skill, 11)}" if a.attempt == 1 else "") for a in attempts]
-        axes.set_xticks(range(len(names)), ticks)
+        axes.set_xticks(range(len(names)), _ticks(attempts))
         axes.set_xlim(-0.5, len(names) - 0.5)
         legend_above(axes, columns=3)
 
@@ -55,6 +54,21 @@ def stage_chart(record: Record) -> Chart | None:
         "95% intervals; the dashed line is what the lower end of the interval must reach.",
         draw("stages", 290, paint), stage_table(found),
     )  # fmt: skip
+
+
+def _ticks(attempts: Sequence[Attempt]) -> list[str]:
+    """Phase and skill; a second attempt stands beside the first, whose skill it has.
+
+    More than six would run into each other on one line: every second skill is a line lower.
+    """
+    ticks, skills = [], 0
+    for attempt in attempts:
+        tick = label(attempt.phase, 6)
+        if attempt.attempt == 1:
+            lower = "\n" if len(attempts) > ONE_LINE and skills % 2 else ""
+            tick, skills = f"{tick}\n{lower}{label(attempt.skill, 12)}", skills + 1
+        ticks.append(tick)
+    return ticks
 
 
 def retention_chart(record: Record) -> Chart | None:
