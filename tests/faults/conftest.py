@@ -1,47 +1,17 @@
-"""The harness of tests/recipes for faults planted in whole runs; torch on one thread, as their workers."""
+"""What tests that plant faults in whole runs work with."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 
+from harness.fixtures import harness, one_thread, workspace
 from scaler_wizard.specs.continual import ContinualConfig
 from scaler_wizard.store.workspace import Workspace
 
-HARNESS = Path(__file__).parents[1] / "recipes" / "harness.py"
-
-
-def _load_harness() -> ModuleType:
-    if "run_harness" in sys.modules:
-        return sys.modules["run_harness"]
-    # importmode=importlib puts no test directory on sys.path.
-    spec = importlib.util.spec_from_file_location("run_harness", HARNESS)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def harness() -> ModuleType:
-    """tests/recipes/harness.py."""
-    return _load_harness()
+__all__ = ["harness", "one_thread", "workspace"]
 
 
 @pytest.fixture(scope="session")
@@ -65,9 +35,3 @@ def undisturbed(
     found: dict[str, str] = harness.digests(run.export / "adapter", ".safetensors")
     assert found
     return found
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    """A fresh workspace."""
-    return Workspace.create(tmp_path / "workspace")

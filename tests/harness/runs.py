@@ -1,8 +1,7 @@
 """Real runs at toy size: a workspace, signed jobs, a worker in this process or as the real subprocess.
 
 Nothing is replaced: plans come from `prepare`, runs from the host's `create` and `start`, and a worker is
-`recipes.worker.main`. `conftest.py` hands this module to the tests, because importmode=importlib puts no
-test directory on sys.path.
+`recipes.worker.main`. Tests get this module as the fixture `harness`.
 """
 
 from __future__ import annotations
