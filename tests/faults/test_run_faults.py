@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from scaler_wizard.report.record import load_record
 from scaler_wizard.store.checkpoints import CheckpointStore
 from scaler_wizard.store.rundir import RunDir
 from scaler_wizard.store.workspace import Workspace
@@ -80,6 +81,27 @@ def test_killed_in_training_and_after_a_phase(
     assert len(steps) > STEPS
     assert [event.phase for event in harness.events(run, "phase_done")] == PHASES
     assert harness.digests(run.export, ".safetensors") == uninterrupted
+
+
+def test_killed_between_a_commit_and_its_event(
+    harness: ModuleType, workspace: Workspace, job: dict[str, Any], uninterrupted: dict[str, str]
+) -> None:
+    """What is on the disk then: P1's checkpoint, and events that end before they tell of it."""
+    run = harness.create(workspace, job)
+    run.write_until("P1")
+    assert harness.attempt(run) == 0
+    lines = run.events.read_bytes().splitlines(keepends=True)
+    (end,) = (at for at, line in enumerate(lines) if b'"type":"phase_done","phase":"P1"' in line)
+    run.events.write_bytes(b"".join(lines[:end]))
+    run.write_until(None)
+    assert harness.attempt(run, 2) == 0
+    assert harness.digests(run.export, ".safetensors") == uninterrupted
+    done = harness.events(run, "phase_done")
+    assert [event.phase for event in done] == PHASES
+    assert done[1].metrics == harness.phase_metrics(run)["P1"]
+    begun = next(event.time for event in harness.events(run, "phase_started") if event.phase == "P1")
+    assert 0 < done[1].seconds < done[1].time - begun
+    assert [phase.checkpoint for phase in load_record(run.path).phases] == [e.checkpoint for e in done]
 
 
 def test_host_and_worker_killed_at_a_gate(

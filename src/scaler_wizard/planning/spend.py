@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,10 +38,28 @@ class Spent:
 
 
 @dataclass(frozen=True, slots=True)
+class Metered:
+    """What a run has spent so far, as `metering.metered` reads it from the run's events."""
+
+    total: Spent
+    """Everything, loading and committing included."""
+    cut: Spent
+    """The part of it that an attempt spent after its last finished phase and then did not go on from: it was
+    killed, paused or stopped. What a checkpoint inside the phase saved of it is counted here as well."""
+    phases: Mapping[str, Spent]
+    """By finished phase, all that led to its newest end, in however many attempts."""
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
 class Bill:
     """A running total and a forecast, as a gate shows them."""
 
     spent: Spent
+    """By every attempt."""
+    cut: Spent
+    """The part of it that was spent in attempts before they were killed, paused or stopped."""
+    attempts: int
     left_seconds: float
     price_per_hour: float | None
     """In whatever currency the job's price is in; None where the machine is the person's own."""
@@ -77,28 +95,31 @@ class Bill:
             **self.spent.as_dict(), "left_seconds": round(self.left_seconds, 1),
             "total_seconds": round(self.total_seconds, 1), "price_per_hour": self.price_per_hour,
             "money": _cents(self.money), "total_money": _cents(self.total_money), "words": self.words(),
+            "attempts": self.attempts, "cut": self.cut.as_dict(),
         }  # fmt: skip
 
 
 def bill(
-    done: Mapping[str, Spent], predicted: Mapping[str, float], price_per_hour: float | None = None
-) -> Bill:
+    metered: Metered, done: Collection[str], predicted: Mapping[str, float],
+    price_per_hour: float | None = None,
+) -> Bill:  # fmt: skip
     """The running total and what is left, by the plan's own prediction corrected by how wrong it was so far.
 
-    The correction is the ratio of measured to predicted seconds of the phases that are done; phases that were
-    not planned (a second attempt) count as spent, and correct nothing.
+    The correction is the ratio of measured to predicted seconds of the phases that are done, with all that
+    was spent on them; phases that were not planned (a second attempt at a gate) count as spent, and correct
+    nothing.
 
     Args:
-        done: by phase.
+        metered: the run so far.
+        done: phases whose work is committed; the others are left, whatever was spent on them.
         predicted: seconds of every planned phase.
     """
-    spent = sum(done.values(), Spent())
-    known = [name for name in done if predicted.get(name, 0.0) > LEAST_PREDICTED]
-    measured = sum(done[name].seconds for name in known)
+    known = [name for name in done if name in metered.phases and predicted.get(name, 0.0) > LEAST_PREDICTED]
+    measured = sum(metered.phases[name].seconds for name in known)
     expected = sum(predicted[name] for name in known)
     ratio = measured / expected if expected and measured else 1.0
     left = sum(seconds for name, seconds in predicted.items() if name not in done)
-    return Bill(spent, left * ratio, price_per_hour)
+    return Bill(metered.total, metered.cut, metered.attempts, left * ratio, price_per_hour)
 
 
 def _minutes(seconds: float) -> str:

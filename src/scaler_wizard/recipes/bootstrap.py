@@ -86,9 +86,7 @@ class BootstrapRecipe:
         """Stage 0."""
         digest = weights_sha256(self.lab.session.path)
         context.note(f"base weights sha256 {digest[:16]}...")
-        with self.lab.counting():
-            metrics = assess(self.lab, context)
-        return {**metrics, "weights_sha256": digest, "spent": self.lab.spent.as_dict()}
+        return {**assess(self.lab, context), "weights_sha256": digest}
 
     def ask(self, stage: Stage, attempt: int, context: PhaseContext) -> GateRequest:
         """A person's word before each attempt, with what the gate before it said and what it has cost."""
@@ -100,9 +98,7 @@ class BootstrapRecipe:
             self._load_last_passed()
         self.lab.begin(self.partial)
         self.partial = None
-        with self.lab.counting():
-            metrics = stage.run(self.lab, context, self._effort(stage, attempt))
-        return {**metrics, "spent": self.lab.spent.as_dict()}
+        return stage.run(self.lab, context, self._effort(stage, attempt))
 
     def _effort(self, stage: Stage, attempt: int) -> Effort:
         earlier = [self.lab.done[phase_name(stage.number, number)] for number in range(1, attempt)]
@@ -124,9 +120,7 @@ class BootstrapRecipe:
     def finish_up(self, context: PhaseContext) -> Metrics:
         """Export the last model that passed."""
         self._load_last_passed()
-        with self.lab.counting():
-            export = export_last(self.lab, context)
-        return {"passed": True, "steps": 0, "export": export, "spent": self.lab.spent.as_dict()}
+        return {"passed": True, "steps": 0, "export": export_last(self.lab, context)}
 
     def finish(self, context: PhaseContext, done: dict[str, Metrics]) -> Metrics:
         """The run's result."""

@@ -19,7 +19,6 @@ from scaler_wizard.data.negatives import choose_negatives
 from scaler_wizard.data.pairs import Flag, PairVerdict, count_pairs, judge_pair
 from scaler_wizard.data.principles import violates
 from scaler_wizard.inference.critic import Asked, judge, option_scores, prompt_ids, revise
-from scaler_wizard.planning.spend import Spent
 from scaler_wizard.recipes.bootstrap_lab import Lab
 from scaler_wizard.recipes.bootstrap_sampling import Ask
 from scaler_wizard.recipes.bootstrap_session import StageSession
@@ -56,7 +55,7 @@ class LabAsker:
         with session.as_trained():
             scores = session.room.run(lambda: option_scores(session.adapted, session.tokenizer, asked))
         lengths = [len(prompt_ids(session.tokenizer, item.form, item.text)) for item in asked]
-        self.lab.spent += Spent(scored=2 * sum(lengths))
+        self.context.scored += 2 * sum(lengths)
         return scores
 
 

@@ -7,9 +7,7 @@ mixed in and the fixed questions are measured is here, once.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +26,6 @@ from scaler_wizard.inference.generate import stop_token_ids
 from scaler_wizard.inference.scoring import score_targets
 from scaler_wizard.models.adapter_fold import base_of
 from scaler_wizard.planning.plan import PhasePlan, Plan
-from scaler_wizard.planning.spend import Spent
 from scaler_wizard.recipes.bootstrap_sampling import Ask, Sampled, Sampler
 from scaler_wizard.recipes.bootstrap_session import StageSession
 from scaler_wizard.runs.context import PhaseContext
@@ -36,7 +33,6 @@ from scaler_wizard.runs.phase import Metrics
 from scaler_wizard.specs.bootstrap import BootstrapJob
 from scaler_wizard.store.checkpoint_files import Checkpoint
 from scaler_wizard.store.rundir import RunDir
-from scaler_wizard.training.loop import StepResult
 
 Pair = tuple[str, str]
 """(what is asked, what is answered)."""
@@ -55,8 +51,6 @@ class Lab:
         self.done: dict[str, Metrics] = {}
         self.partial: Checkpoint | None = None
         self.session: StageSession
-        self.spent = Spent()
-        """By the phase under way; a phase that was resumed counts what it found done, but not its time."""
 
     def directory(self, name: str) -> Path:
         """Where a stage's chunks and records lie: `bootstrap/stage2` in the run directory."""
@@ -65,14 +59,6 @@ class Lab:
     def begin(self, partial: Checkpoint | None) -> None:
         """An attempt begins; `partial` is the step checkpoint of its training, where that was interrupted."""
         self.partial = partial
-
-    @contextmanager
-    def counting(self) -> Iterator[None]:
-        """Count what a phase spends, from nothing."""
-        self.spent = Spent()
-        started = time.monotonic()
-        yield
-        self.spent += Spent(seconds=time.monotonic() - started)
 
     # what is behind
 
@@ -151,16 +137,18 @@ class Lab:
         """
         session = self.session
         stops = self._line_stops if lines else self._turn_stops
+
+        def count(tokens: int) -> None:
+            context.generated += tokens
+
         with session.as_trained():
             sampler = Sampler(
                 session.adapted,
                 lambda ids: session.tokenizer.decode(list(ids), skip_special_tokens=True),
                 self.directory(where), self.weights, self.job.training.seed,
-                context.progress(key.replace("-", " ")),
+                context.progress(key.replace("-", " ")), count,
             )  # fmt: skip
-            found = session.room.run(lambda: sampler.answers(key, asks, stops))
-        self.spent += Spent(generated=sum(item.tokens for row in found for item in row))
-        return found
+            return session.room.run(lambda: sampler.answers(key, asks, stops))
 
     def confidence(self, context: PhaseContext, asked: Sequence[tuple[tuple[int, ...], str]]) -> list[float]:
         """Geometric mean of the probabilities of each answer's tokens, given its prompt."""
@@ -177,7 +165,7 @@ class Lab:
                     session.adapted, rows, starts, on_progress=context.progress("confidence of answers")
                 )
             )
-        self.spent += Spent(scored=sum(map(len, rows)))
+        context.scored += sum(map(len, rows))
         return [math.exp(sum(score) / len(score)) for score in scores]
 
     # measuring
@@ -258,9 +246,6 @@ class Lab:
             return TokenRows.of(())
         return tokenize_rows(opened, "text", self.session.tokenizer, context=self.session.base_context).rows
 
-    def _count(self, result: StepResult) -> None:
-        self.spent += Spent(trained=result.tokens)
-
     def train(
         self, context: PhaseContext, phase: PhasePlan, rows: Sequence[TokenRow], replay: Sequence[TokenRow],
         steps: int, share: float, learning_rate: float | None = None,
@@ -277,6 +262,6 @@ class Lab:
         if interrupted is not None:
             session.continue_training(training, interrupted)
         session.trained_in, session.merged = context.phase, False
-        done = session.run(context, training, after_step=self._count)
+        done = session.run(context, training)
         session.merge()
         return done

@@ -21,7 +21,6 @@ from scaler_wizard.data.token_rows import TokenRow
 from scaler_wizard.errors import CheckpointError
 from scaler_wizard.models.tensor_files import Files, TensorFile, write_files
 from scaler_wizard.planning.plan import PhasePlan
-from scaler_wizard.planning.spend import Spent
 from scaler_wizard.recipes.bootstrap_lab import Lab
 from scaler_wizard.recipes.session import Training
 from scaler_wizard.recipes.within_memory import steps_within_memory
@@ -150,7 +149,6 @@ class PairTraining:
 
         last: dict[str, float] = {}
         for result in context.steps(begin, capture):
-            self.lab.spent += Spent(trained=result.tokens)
             last = {"loss": result.loss, **result.metrics}
         return last
 

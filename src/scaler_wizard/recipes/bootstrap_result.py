@@ -13,7 +13,8 @@ from scaler_wizard.evals.statistics import wilson_interval
 from scaler_wizard.models.export import export_merged
 from scaler_wizard.planning.facts import read_facts
 from scaler_wizard.planning.locate import resolve_model
-from scaler_wizard.planning.spend import Bill, Spent, bill
+from scaler_wizard.planning.metering import metered
+from scaler_wizard.planning.spend import Bill, bill
 from scaler_wizard.recipes.bootstrap_constitution import NUMBER as CONSTITUTION
 from scaler_wizard.recipes.bootstrap_constitution import constitution_of
 from scaler_wizard.recipes.bootstrap_lab import Lab
@@ -44,10 +45,9 @@ def gate_request(lab: Lab, number: int, title: str, attempt: int) -> GateRequest
 
 
 def running_bill(lab: Lab) -> Bill:
-    """What the phases so far have cost, and what is left by the plan."""
-    done = {name: Spent(**found["spent"]) for name, found in lab.done.items()}
+    """What all attempts so far have cost, and what is left by the plan."""
     predicted = {phase.name: phase.seconds for phase in lab.plan.phases}
-    return bill(done, predicted, lab.job.price_per_hour)
+    return bill(metered(lab.run_dir.read_events()), lab.done, predicted, lab.job.price_per_hour)
 
 
 def export_last(lab: Lab, context: PhaseContext) -> Metrics:

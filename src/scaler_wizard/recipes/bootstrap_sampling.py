@@ -58,6 +58,7 @@ class Sampler:
         directory: where finished chunks lie.
         weights: names the weights; answers of other weights are not taken for theirs.
         on_progress: (done, total) of all requests of one call.
+        on_tokens: how many tokens an answer took, when it was generated; nothing for one that is found again.
     """
 
     model: Any
@@ -66,6 +67,7 @@ class Sampler:
     weights: str
     seed: int
     on_progress: Callable[[int, int], None]
+    on_tokens: Callable[[int], None]
 
     def answers(self, key: str, asks: Sequence[Ask], stop_ids: frozenset[int]) -> list[list[Sampled]]:
         """Every ask's answers, the likeliest first where it is wanted. `key` names the file."""
@@ -94,8 +96,10 @@ class Sampler:
         stored = _read(path, digest, len(requests))
         if stored is None:
             generated = generate(
-                self.model, requests, on_progress=lambda done, _: self.on_progress(before + done, total)
-            )
+                self.model, requests,
+                on_finished=lambda _, item: self.on_tokens(len(item.tokens)),
+                on_progress=lambda done, _: self.on_progress(before + done, total),
+            )  # fmt: skip
             stored = [
                 Sampled(self.decode(item.tokens), len(item.tokens), item.finish == "stop")
                 for item in generated

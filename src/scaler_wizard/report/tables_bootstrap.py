@@ -238,12 +238,25 @@ def cost_table(record: BootstrapRecord) -> Table | None:
     if not cost:
         return None
     price, money = number(cost.get("price_per_hour")), number(cost.get("money"))
+    cut, attempts = mapping(cost.get("cut")), whole(cost.get("attempts")) or 0
     rows = [
         ("time at work", duration(number(cost.get("seconds")))),
-        ("from beginning to end, pauses and killed attempts included", duration(record.seconds)),
+        ("from beginning to end, pauses included", duration(record.seconds)),
         ("tokens generated", count(number(cost.get("generated")))),
         ("tokens scored", count(number(cost.get("scored")))),
         ("tokens trained", count(number(cost.get("trained")))),
+    ]
+    if attempts > 1:
+        rows += [
+            ("times that the run was started", count(attempts)),
+            ("of the time: cut short by a kill, a pause or a stop", duration(number(cut.get("seconds")))),
+            *(
+                (f"of the tokens {name}: cut short", count(number(cut.get(name))))
+                for name in ("generated", "scored", "trained")
+                if number(cut.get(name))
+            ),
+        ]
+    rows += [
         ("price of an hour", NONE if price is None else f"{price:.2f}"),
         ("money", NONE if money is None else f"{money:.2f}"),
     ]

@@ -60,6 +60,10 @@ class PhaseContext:
     step_checkpoints: StepCheckpoints
     later_sec: float = 0.0
     """Seconds needed after the steps of this phase, as far as the recipe knows: part of the ETA."""
+    generated: int = 0
+    """Tokens that this attempt has generated in this phase; whoever generates adds to it."""
+    scored: int = 0
+    """Tokens that this attempt has read in this phase to score answers."""
     _verdict: Verdict | None = None
     _stopped_at: int | None = None
     _resume_point: tuple[int, CaptureStep] | None = None
@@ -89,8 +93,12 @@ class PhaseContext:
             elapsed = time.monotonic() - started
             eta = elapsed / done * (total - done) if done else None
             memory = self._check_memory()
-            event = Progress(phase=self.phase, activity=activity, done=done, total=total, eta_sec=eta)
-            self.telemetry.emit_progress(event.model_copy(update={"memory_bytes": memory}))
+            self.telemetry.emit_progress(
+                Progress(
+                    phase=self.phase, activity=activity, done=done, total=total, eta_sec=eta,
+                    memory_bytes=memory, generated=self.generated, scored=self.scored,
+                )
+            )  # fmt: skip
             self._beat()
 
         return report

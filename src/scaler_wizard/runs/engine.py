@@ -18,6 +18,7 @@ from scaler_wizard.runs.link import HostLink
 from scaler_wizard.runs.phase import GateRequest, Metrics, Phase, Recipe
 from scaler_wizard.runs.step_checkpoints import StepCheckpoints
 from scaler_wizard.runs.telemetry import Telemetry
+from scaler_wizard.runs.unsaid import unsaid
 from scaler_wizard.safety.breaker import Breaker
 from scaler_wizard.safety.gates import Answer, Decision, Gate, decide
 from scaler_wizard.safety.limits import MemoryLimit
@@ -26,7 +27,7 @@ from scaler_wizard.specs.cockpit import Action
 from scaler_wizard.specs.events import GateClosed, GateOpened, Note, PhaseDone, RunEnded, RunStarted
 from scaler_wizard.specs.sections import SafetySection
 from scaler_wizard.store import flightlog
-from scaler_wizard.store.checkpoint_files import phase_of
+from scaler_wizard.store.checkpoint_files import Checkpoint, phase_of
 from scaler_wizard.store.checkpoints import CheckpointStore, write_failed
 from scaler_wizard.store.durable import is_disk_full
 from scaler_wizard.store.rundir import Outcome as Status
@@ -128,14 +129,18 @@ class Engine:
     def _restore(self) -> dict[str, Metrics]:
         """Stand where the newest verified checkpoint stands; say so when an older one had to serve."""
         recovery = self.store.newest_verified()
-        done = {phase_of(name): dict(self.store.manifest(name).metrics) for name in self.store.head().chain}
+        chain = self.store.chain()
+        done = {item.phase: dict(item.metrics) for item in chain}
         newest = recovery.checkpoint
         outline = [phase.name for phase in self.recipe.phases()]
+        late = unsaid(self.run_dir.read_events(), chain)
         self.telemetry.emit(
             RunStarted(
                 run=self.run, attempt=self.attempt, phases=outline, resumed_at=newest.name if newest else None
             )
         )
+        for event, checkpoint in late:
+            self._say_done(event, checkpoint)
         for item in recovery.quarantined:
             self.telemetry.emit(Note(text=f"checkpoint {item.name} was damaged and set aside: {item.reason}"))
         self.recipe.restore(newest, done)
@@ -158,15 +163,21 @@ class Engine:
         context.forget()
         self.store.prune()
         self._snapshot(context, phase.name, metrics)
-        self.telemetry.emit(
-            PhaseDone(phase=phase.name, checkpoint=checkpoint.name, seconds=seconds, metrics=metrics)
-        )
-        self.telemetry.state.audit["checkpoint"] = checkpoint.name
-        self._log(
-            "phase_done", {"phase": phase.name, "checkpoint": checkpoint.name, "digest": checkpoint.digest}
-        )
+        event = PhaseDone(
+            phase=phase.name, checkpoint=checkpoint.name, seconds=seconds, metrics=metrics,
+            generated=context.generated, scored=context.scored,
+        )  # fmt: skip
+        self._say_done(event, checkpoint)
         self.link.request("phase_done", phase=phase.name, checkpoint=checkpoint.name, metrics=metrics)
         return metrics
+
+    def _say_done(self, event: PhaseDone, checkpoint: Checkpoint) -> None:
+        """Tell of a committed phase in the events and in the flight log."""
+        self.telemetry.emit(event)
+        self.telemetry.state.audit["checkpoint"] = checkpoint.name
+        self._log(
+            "phase_done", {"phase": event.phase, "checkpoint": checkpoint.name, "digest": checkpoint.digest}
+        )
 
     def _snapshot(self, context: PhaseContext, phase: str, metrics: Metrics) -> None:
         """Keep the phase's numbers and say what changed since the phase before."""

@@ -57,6 +57,10 @@ class Progress(_Event):
     total: int
     eta_sec: float | None = None
     memory_bytes: int = 0
+    generated: int = 0
+    """Tokens that this attempt has generated in this phase so far."""
+    scored: int = 0
+    """Tokens that this attempt has read in this phase to score answers, so far."""
 
 
 class StepDone(_Event):
@@ -120,6 +124,10 @@ class PhaseDone(_Event):
     checkpoint: str
     seconds: float
     metrics: dict[str, Any]
+    generated: int = 0
+    """Tokens that the attempt which ended the phase generated in it."""
+    scored: int = 0
+    """Tokens that it read in it to score answers."""
 
 
 class GateOpened(_Event):

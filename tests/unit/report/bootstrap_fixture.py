@@ -17,7 +17,7 @@ from scaler_wizard.evals.safety_triple import SafetyTriple, count_by_principle, 
 from scaler_wizard.evals.scorer_audit import audit_scorer, plant
 from scaler_wizard.evals.stage_gate import Kept, decide_stage
 from scaler_wizard.evals.statistics import wilson_interval
-from scaler_wizard.planning.spend import Spent, bill
+from scaler_wizard.planning.spend import Metered, Spent, bill
 from scaler_wizard.specs.events import EVENT, Event, PhaseDone, PhaseStarted, RunEnded, RunStarted
 
 START = 1_790_000_000.0
@@ -154,7 +154,9 @@ def result_of(run_id: str) -> dict[str, Any]:
     passed = [row["stage"] for row in found if row["passed"]]
     best = {skill: answers(f"{skill}/few_shot", 0.05) for skill in SKILLS}
     gains = label_gains(best, {s: answers(s, REACHED[s]) for s in SKILLS}, {"explicit": answers("d", 0.97)})
-    cost = bill({"P0": Spent(60.0, 40_000, 9_000), "P1": Spent(200.0, 200_000, 90_000, 400_000)}, {}, 1.2)
+    phases = {"P0": Spent(60.0, 40_000, 9_000), "P1": Spent(200.0, 200_000, 90_000, 400_000)}
+    cut = Spent(75.0, 1_500, 0, 20_000)
+    cost = bill(Metered(sum(phases.values(), Spent()), cut, phases, 3), phases, {}, 1.2)
     return {
         "run": run_id, "recipe": "bootstrap", "status": "completed", "seed": 3,
         "model": {"name": "seedling", "parameters": 1_115_264, "architecture": "LlamaForCausalLM",

@@ -131,6 +131,19 @@ def test_tables_are_readable_as_text(bootstrap_dir: Path) -> None:
             assert "\n" in as_text(table, 140)
 
 
+def test_what_was_cut_short_is_shown_where_anything_was(bootstrap_dir: Path) -> None:
+    def cost() -> str:
+        (found,) = (section for section in sections(load_record(bootstrap_dir)) if section.key == "cost")
+        return "\n".join(as_text(table) for table in found.tables)
+
+    assert "1 min 15 s" in cost()
+    assert "20,000" in cost()
+    result = result_in(bootstrap_dir)
+    result["cost"]["attempts"] = 1
+    (bootstrap_dir / "result.json").write_text(json.dumps(result))
+    assert "cut short" not in cost()
+
+
 def test_other_recipes_have_none_of_it(run_dir: Path) -> None:
     record = load_record(run_dir)
     assert bootstrap_record(record) is None
