@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import shutil
 import statistics
@@ -122,6 +123,13 @@ def recoveries(field: Field, number: int) -> dict[str, list[float]]:
     return found
 
 
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, 95th percentile (nearest rank), the longest, and how many."""
+    ordered = sorted(values)
+    p95 = ordered[math.ceil(0.95 * len(ordered)) - 1]
+    return {"median": statistics.median(ordered), "p95": p95, "max": ordered[-1], "n": len(ordered)}
+
+
 def soak(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """The whole test; its result."""
     field = Field(root, random.Random(arguments.seed))
@@ -155,9 +163,7 @@ def soak(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "completed": found.completed, "failed": found.failed, "seed": arguments.seed,
         "seconds": round(seconds, 1), "seconds_with_checks": round(time.monotonic() - started, 1),
         "recovery_sec": {
-            kind: {"median": statistics.median(values), "max": max(values), "n": len(values)}
-            for kind, values in recovered.items()
-            if values
+            kind: spread(values) for kind, values in recovered.items() if values
         },
     }  # fmt: skip
 
