@@ -1,7 +1,9 @@
-"""kill -9 at seeded instants of a whole bootstrap: records, gates and model are those of an undisturbed run.
+"""kill -9 at seeded instants of a whole bootstrap: records, gates, models, result and report are those of an
+undisturbed run.
 
-Instants are drawn over the life of a worker, so that they fall into measuring the base, drawing answers,
-writing records, training, merging and the export. What a kill may change is what a clock measured.
+Instants are places in the run's own course (tests/harness/instants.py), so that they fall into measuring the
+base, drawing answers, training, step checkpoints, committing a phase and the export, on any machine. What a
+kill may change is what a clock measured, and what was spent.
 """
 
 from __future__ import annotations
@@ -10,24 +12,34 @@ import os
 import random
 import re
 import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from harness.instants import END, Follower, Place, choose, course_of
+from harness.jobs import six_stages_value
 from scaler_wizard.data.records import records_digest
+from scaler_wizard.report.bootstrap_record import shown_samples
+from scaler_wizard.report.page import STAGE_CHARTS, render
 from scaler_wizard.report.record import load_record
 from scaler_wizard.report.sections import sections
+from scaler_wizard.report.words import headline
+from scaler_wizard.store.checkpoint_files import phase_of
+from scaler_wizard.store.checkpoints import CheckpointStore
 from scaler_wizard.store.rundir import RunDir
 from scaler_wizard.store.workspace import Workspace
 
-CLOCKED = {"seconds", "seconds_making", "cost", "spent", "tokens", "memory", "summary_seconds"}
+CLOCKED = {"seconds", "seconds_making", "cost", "memory", "peak_memory_bytes", "summary_seconds"}
 """What is measured by a clock or counted in one process only."""
-
-
 CHECKPOINT = re.compile(r"(checkpoints/P[0-9.]+)-[0-9]+")
 """A checkpoint's number counts step checkpoints, of which a killed run has more."""
+PATIENCE_SEC = 400.0
+LATER_SEC = 0.2
+"""Most seconds between a place and its kill."""
 
 
 def data_of(value: Any, run: RunDir) -> Any:
@@ -39,75 +51,121 @@ def data_of(value: Any, run: RunDir) -> Any:
     return CHECKPOINT.sub(r"\1", value.replace(str(run.path), "RUN")) if isinstance(value, str) else value
 
 
-def tables_of(run: RunDir) -> list[Any]:
-    """The report's own tables, without the cost."""
-    return [section for section in sections(load_record(run.path)) if section.key != "cost"]
+def shown_of(run: RunDir) -> dict[str, Any]:
+    """What the report shows, without cost, times and memory: tables, pictures, phases, numbers, samples."""
+    record = load_record(run.path)
+    return {
+        "tables": [section for section in sections(record) if section.key != "cost"],
+        "pictures": [chart for make in STAGE_CHARTS if (chart := make(record)) and chart.key != "memory"],
+        "phases": [
+            replace(phase, seconds=None, checkpoint=phase_of(phase.checkpoint)) for phase in record.phases
+        ],
+        "metrics": record.metrics, "missing": record.missing, "samples": shown_samples(record),
+        "status": record.status, "headline": headline(record),
+    }  # fmt: skip
 
 
-def seconds_of(harness: ModuleType, run: RunDir) -> float:
-    """How long a run worked."""
-    return sum(event.seconds for event in harness.events(run, "phase_done"))
+def run_whole(harness: ModuleType, workspace: Workspace, value: dict[str, Any]) -> RunDir:
+    """The run that nothing happens to."""
+    run: RunDir = harness.create(workspace, value)
+    with harness.hosted(workspace) as host:
+        harness.start(host, run)
+        assert harness.finish(host, run, PATIENCE_SEC)["status"] == "completed", run.exit_status()
+    return run
 
 
-def kill_everywhere(harness: ModuleType, folder: Path, kills: int, seed: int) -> None:
-    print(f"seed {seed}, {kills} kills")
+def run_killed(
+    harness: ModuleType, workspace: Workspace, value: dict[str, Any], course: dict[Place, int],
+    numbers: list[int], rng: random.Random,
+) -> tuple[RunDir, list[Place]]:  # fmt: skip
+    """The same run, killed at places of its course; where it was killed."""
+    places = list(course)
+    hit: list[Place] = []
+    run: RunDir = harness.create(workspace, value)
+    follower = Follower(run, course)
+    with harness.hosted(workspace) as host:
+        for number in numbers:
+            follower.begin()
+            harness.start(host, run)
+            pid = harness.worker_pid(run)
+            ending = places[number][0] == END
+
+            def there(number: int = number, ending: bool = ending) -> bool:
+                """At the place; at the end of a phase, when its checkpoint is being written."""
+                now = follower.at()
+                committing = ending and now == number - 1 and any(run.checkpoints.glob(".staging-*"))
+                return now >= number or committing or not host.call("alive", run=run.id)["alive"]
+
+            harness.wait_for(there, f"{places[number]}", PATIENCE_SEC)
+            time.sleep(0.0 if ending else rng.uniform(0.0, LATER_SEC))
+            with suppress(ProcessLookupError):
+                harness.kill(pid)
+            if harness.finish(host, run)["status"] == "completed":
+                return run, hit
+            hit.append(places[number])
+        harness.start(host, run)
+        assert harness.finish(host, run, PATIENCE_SEC)["status"] == "completed", run.exit_status()
+    return run, hit
+
+
+def kill_everywhere(
+    harness: ModuleType, folder: Path, value: dict[str, Any], kills: int, seed: int
+) -> tuple[RunDir, RunDir]:
+    """An undisturbed run, and one that was killed; nothing but the clock's numbers differs."""
     rng = random.Random(seed)
-    value = harness.bootstrap_value()
-    whole = harness.create(Workspace.create(folder / "whole"), value)
-    with harness.hosted(Workspace.open(folder / "whole")) as host:
-        harness.start(host, whole)
-        assert harness.finish(host, whole)["status"] == "completed"
-    mean_life = seconds_of(harness, whole) / min(kills, 6)
-    landed, number = 0, 0
-    met: list[str] = []
-    while landed < kills:
-        number += 1
-        workspace = Workspace.create(folder / f"killed{number}")
-        run = harness.create(workspace, value)
-        with harness.hosted(workspace) as host:
-            completed = False
-            while not completed:
-                before = len(harness.events(run, "run_started"))
-                harness.start(host, run)
-                if landed < kills:
-                    _wait_for_word(harness, run, before)
-                    time.sleep(rng.uniform(0.0, 2 * mean_life))
-                if landed < kills and host.call("alive", run=run.id)["alive"]:
-                    harness.kill(harness.worker_pid(run))
-                    landed += 1
-                    met.append(_where(harness, run))
-                completed = harness.finish(host, run)["status"] == "completed"
-        assert_equal(harness, run, whole)
-    print(f"{number} runs; killed in {', '.join(met)}")
-
-
-def _wait_for_word(harness: ModuleType, run: RunDir, before: int) -> None:
-    harness.wait_for(lambda: len(harness.events(run, "run_started")) > before, "the worker's first word")
-
-
-def _where(harness: ModuleType, run: RunDir) -> str:
-    """The phase and activity that the last event tells of."""
-    last = harness.events(run)[-1]
-    activity = getattr(last, "activity", last.type)
-    return f"{getattr(last, 'phase', '-')} {activity}"
+    whole = run_whole(harness, Workspace.create(folder / "whole"), value)
+    course = course_of(harness.events(whole))
+    # Of two more than are wanted the run may end before the last ones are met.
+    numbers = choose(course, kills + 2, rng)
+    run, hit = run_killed(harness, Workspace.create(folder / "killed"), value, course, numbers, rng)
+    print(f"seed {seed}: killed {len(hit)} times in {', '.join(' '.join(place) for place in hit)}")
+    assert len(hit) >= kills
+    assert_equal(harness, run, whole)
+    assert_paid_for(run, whole, len(hit))
+    return run, whole
 
 
 def assert_equal(harness: ModuleType, run: RunDir, whole: RunDir) -> None:
     expected, found = whole.result(), run.result()
     assert expected is not None
     assert found is not None
-    assert expected["passed"] == [1, 2], "a run that learns nothing proves nothing"
     assert records_digest(run.path / "bootstrap") == records_digest(whole.path / "bootstrap")
     assert harness.digests(run.path / "bootstrap") == harness.digests(whole.path / "bootstrap")
+    assert weights_of(run) == weights_of(whole)
     assert harness.digests(run.export, ".safetensors") == harness.digests(whole.export, ".safetensors")
     assert data_of(found, run) == data_of(expected, whole)
-    assert tables_of(run) == tables_of(whole)
+    assert data_of(harness.phase_metrics(run), run) == data_of(harness.phase_metrics(whole), whole)
+    assert shown_of(run) == shown_of(whole)
+    page = render(load_record(run.path))
+    assert all(picture.svg in page for picture in shown_of(whole)["pictures"])
+
+
+def weights_of(run: RunDir) -> dict[str, dict[str, str]]:
+    """SHA-256 of each committed phase's files, by phase."""
+    store = CheckpointStore(run)
+    return {item.phase: {name: file.sha256 for name, file in item.files.items()} for item in store.chain()}
+
+
+def assert_paid_for(run: RunDir, whole: RunDir, kills: int) -> None:
+    """Killed work is in the totals, and the part that was killed is told apart."""
+    expected, found = (whole.result() or {})["cost"], (run.result() or {})["cost"]
+    assert found["attempts"] == kills + 1
+    assert expected["attempts"] == 1
+    assert expected["cut"]["seconds"] == 0
+    assert 0 < found["cut"]["seconds"] < found["seconds"]
+    # Answers that were kept are not made again, a chunk that was not finished is.
+    for name in ("generated", "scored", "trained"):
+        assert found[name] >= expected[name], name
 
 
 def test_four_kills_change_no_record(harness: ModuleType, tmp_path: Path) -> None:
-    kill_everywhere(harness, tmp_path, kills=4, seed=int(os.environ.get("SCALER_SEED", "21")))
+    seed = int(os.environ.get("SCALER_SEED", "21"))
+    run, _ = kill_everywhere(harness, tmp_path, harness.bootstrap_value(), kills=4, seed=seed)
+    assert (run.result() or {})["passed"] == [1, 2], "a run that learns nothing proves nothing"
 
 
 @pytest.mark.slow
-def test_twenty_kills_change_no_record(harness: ModuleType, tmp_path: Path) -> None:
-    kill_everywhere(harness, tmp_path, kills=20, seed=int(os.environ.get("SCALER_SEED", "22")))
+def test_twenty_kills_change_nothing_of_six_stages(harness: ModuleType, tmp_path: Path) -> None:
+    seed = int(os.environ.get("SCALER_SEED", "22"))
+    run, _ = kill_everywhere(harness, tmp_path, six_stages_value(), kills=20, seed=seed)
+    assert [stage["stage"] for stage in (run.result() or {})["stages"]] == [1, 2, 3, 4, 5, 6]

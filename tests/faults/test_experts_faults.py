@@ -8,30 +8,27 @@ from typing import Any
 
 import pytest
 
+from harness.jobs import experts_value, screens_value
 from scaler_wizard.store.workspace import Workspace
 
 PHASES = ("P0", "P1", "P2", "P3", "P4", "P5")
-EVALUATION = {"rows": 8, "answers": 8, "seeds": 2, "max_new_tokens": 4}
-TRAINING = {"max_steps": 4, "rows": 40, "batch_tokens": 256, "micro_batch_tokens": 256}
+SAFETY = {"checkpoint_every_sec": 0.05}
 
 
-def experts_value() -> dict[str, Any]:
-    experts = [{"label": "crew", "generator": "crew"}, {"label": "sorting", "generator": "sort"}]
-    return {
-        "recipe": "experts", "name": "killed", "model": {"base_model": "seedling", "runtime": "cpu"},
-        "experts": experts, "dataset": {"rows": 20, "test_rows": 8}, "lora": {"rank": 4, "alpha": 8},
-        "training": TRAINING, "router": {"ladder": ["probe", "alora"], "max_steps": 3},
-        "evaluation": EVALUATION, "deploy": {"twins": False}, "safety": {"checkpoint_every_sec": 0.05},
-    }  # fmt: skip
+@pytest.fixture(params=["texts", "screens"])
+def value(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    if request.param == "texts":
+        return experts_value(safety=SAFETY)
+    return screens_value(tmp_path / "screens", safety=SAFETY)
 
 
 @pytest.mark.slow
 def test_killed_in_every_phase_it_ends_in_the_same_bytes(
-    harness: ModuleType, workspace: Workspace, tmp_path: Path
+    harness: ModuleType, workspace: Workspace, value: dict[str, Any], tmp_path: Path
 ) -> None:
-    whole = harness.create(Workspace.create(tmp_path / "whole"), experts_value())
+    whole = harness.create(Workspace.create(tmp_path / "whole"), value)
     assert harness.attempt(whole) == 0, whole.exit_status()
-    run = harness.create(workspace, experts_value())
+    run = harness.create(workspace, value)
 
     def begun(phase: str) -> bool:
         if phase == "P1":  # in the middle of a training, not at its door

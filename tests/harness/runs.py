@@ -181,9 +181,9 @@ def start(host: Host, run: RunDir) -> None:
     host.call("start", run=run.id)
 
 
-def finish(host: Host, run: RunDir) -> dict[str, Any]:
+def finish(host: Host, run: RunDir, seconds: float = WAIT_SEC) -> dict[str, Any]:
     """Wait for the run's worker to end; the run as the host then shows it."""
-    wait_for(lambda: not host.call("alive", run=run.id)["alive"], f"the worker of {run.id} to end")
+    wait_for(lambda: not host.call("alive", run=run.id)["alive"], f"the worker of {run.id} to end", seconds)
     return host.call("show", run=run.id)
 
 

@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
 
 import pytest
 
-from scaler_wizard.cli.demo_screens import write_screens
+from harness.jobs import SCREEN_SKILLS, screens_value
 from scaler_wizard.store.experts_bundle import read_bundle
 from scaler_wizard.store.rundir import RunDir
 from scaler_wizard.store.workspace import Workspace
-
-SKILLS = ("colour", "biggest")
 
 
 @pytest.fixture(scope="module")
 def completed(harness: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     folder = tmp_path_factory.mktemp("screens")
-    write_screens(folder / "data", seed=3, rows=30)
     workspace = Workspace.create(folder / "workspace")
-    value: dict[str, Any] = {
-        "recipe": "experts", "name": "screens", "model": {"base_model": "seedling-vision", "runtime": "cpu"},
-        "experts": [
-            {"label": skill, "data": str(folder / "data" / f"{skill}.jsonl"), "max_steps": 2 + number}
-            for number, skill in enumerate(SKILLS)
-        ],
-        "dataset": {"rows": 20, "test_rows": 8, "image_format": "reference"},
-        "lora": {"rank": 4, "alpha": 8},
-        "training": {"max_steps": 9, "batch_tokens": 256, "micro_batch_tokens": 256},
-        "router": {"ladder": ["probe", "alora"], "max_steps": 2},
-        "evaluation": {"rows": 8, "answers": 8, "seeds": 2, "max_new_tokens": 4},
-        "deploy": {"twins": False},
-    }  # fmt: skip
+    value = screens_value(folder / "data")
     run = harness.create(workspace, value)
     with harness.hosted(workspace) as host:
         harness.start(host, run)
@@ -60,6 +44,6 @@ def test_each_picture_is_read_once(completed: RunDir) -> None:
 
 def test_the_bundle_is_of_a_base_that_sees(completed: RunDir) -> None:
     bundle = read_bundle(completed.export / "experts")
-    assert bundle.labels == SKILLS
+    assert bundle.labels == SCREEN_SKILLS
     assert [expert.mode for expert in bundle.experts] == ["alora", "alora"]
     assert bundle.base == "seedling-vision"
