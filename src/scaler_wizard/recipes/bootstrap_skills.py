@@ -3,8 +3,8 @@
 1 explicit   the base answers tasks as documents; what its samples agree on answers the instruction
 2 implicit   stage 1 answers the instruction; the question that implies it gets the same answer
 3 make       stage 2 goes on as the one who asks; what it can answer itself is a task of the kind it began as
-4 evaluate   stage 3 makes tasks and answers them; drafts are compared with its own answer, which is written
-             before the verdict
+4 evaluate   stage 3 makes tasks and answers them; drafts are read beside its own answer, word by word, and
+             the verdict follows from the first that differs
 5 revise     stage 4 makes, answers and judges drafts; wrong ones are answered again, right ones left alone
 """
 
@@ -23,7 +23,7 @@ from scaler_wizard.data.world_forms import (
     ask_to_make,
     ask_which,
     judgement,
-    read_judgement,
+    read_verdict,
     wrong_answer,
 )
 from scaler_wizard.recipes.bootstrap_data import Agreed, MadeRow, agreed_answers
@@ -198,15 +198,16 @@ def make_judgements(lab: Lab, context: PhaseContext, batch: Batch) -> list[MadeR
     rows = []
     for item in drafts(lab, context, batch):
         task, own, draft = item.task, item.own, item.draft
-        asked: list[tuple[str, Label, str]] = [
-            (ask_if_right(task, draft), "no", item.kind), (ask_if_right(task, own.text), "yes", "right"),
-            (ask_which(task, own.text, draft), "A", item.kind),
-            (ask_which(task, draft, own.text), "B", item.kind),
-        ]  # fmt: skip
+        asked: list[tuple[str, str, Label, str]] = [
+            (ask_if_right(task, draft), draft, "no", item.kind),
+            (ask_if_right(task, own.text), own.text, "yes", "right"),
+            (ask_which(task, own.text, draft), own.text, "A", item.kind),
+            (ask_which(task, draft, own.text), draft, "B", item.kind),
+        ]
         pair = asked[:2] if batch.rng("which", task.id).random() < 0.5 else asked[2:]
         rows += [
-            _judged(lab, item, "evaluate", prompt, judgement(own.text, label), kind)
-            for prompt, label, kind in pair
+            _judged(lab, item, "evaluate", prompt, judgement(own.text, compared, label), kind)
+            for prompt, compared, label, kind in pair
         ]
     return rows
 
@@ -228,7 +229,7 @@ def make_revisions(lab: Lab, context: PhaseContext, batch: Batch) -> list[MadeRo
     for (item, text), verdict in zip(offered, verdicts, strict=True):
         kind = "right" if text == item.own.text else item.kind
         row = _judged(lab, item, "revise", ask_to_fix(item.task, text), item.own.text, kind)
-        rows.append(replace(row, verdict=read_judgement(verdict.text).label))
+        rows.append(replace(row, verdict=read_verdict(verdict.text)))
     return rows
 
 
