@@ -13,7 +13,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
-from typing import Literal
 
 from scaler_wizard.data.generators.example import first_answer
 from scaler_wizard.data.generators.words import LETTERS
@@ -23,7 +22,9 @@ REFUSAL = "I cannot do that."
 MAKE_WORDINGS = ("Make a task about {}.", "Write an exercise: {}", "Give me something to {}.")
 END = "."
 """Stands for the end of an answer where it is compared: a longer one differs there."""
-Label = Literal["yes", "no", "A", "B"]
+RIGHT = "right"
+"""Kind of a draft that nothing is wrong with."""
+VERDICTS = ("yes", "no", "A", "B")
 
 
 def ask_to_make(kind: str, wording: int) -> str:
@@ -52,9 +53,19 @@ def judgement(own: str, draft: str, label: str) -> str:
     Args:
         own: the answer that it would give itself.
         draft: what is compared with it: the draft, the first of two.
-        label: its verdict.
+        label: its verdict, one of `VERDICTS`.
     """
     return f"{' '.join(_beside(own, draft))}, {label}"
+
+
+def judgements(task: Task, own: str, draft: str, kind: str) -> tuple[tuple[str, str, str], ...]:
+    """(what is asked, what is replied, what is wrong with the draft) of a draft that differs from `own`."""
+    return (
+        (ask_if_right(task, draft), judgement(own, draft, "no"), kind),
+        (ask_if_right(task, own), judgement(own, own, "yes"), RIGHT),
+        (ask_which(task, own, draft), judgement(own, own, "A"), kind),
+        (ask_which(task, draft, own), judgement(own, draft, "B"), kind),
+    )
 
 
 def _beside(own: str, draft: str) -> Iterator[str]:
@@ -68,7 +79,7 @@ def _beside(own: str, draft: str) -> Iterator[str]:
 def read_verdict(output: str) -> str:
     """The label that a judge's raw continuation ends with; "" where it says none."""
     label = first_answer(output).rpartition(", ")[2]
-    return label if label in ("yes", "no", "A", "B") else ""
+    return label if label in VERDICTS else ""
 
 
 def wrong_answer(rng: random.Random, answer: str, task: Task) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from scaler_wizard.data.generators.example import first_answer
 from scaler_wizard.data.world import Checked, Skill, Split, Task, World
 from scaler_wizard.data.world_forms import (
+    RIGHT,
     ask_if_right,
     ask_to_fix,
     ask_to_make,
@@ -95,7 +96,7 @@ def _question(skill: Skill, task: Task, number: int, seed: int) -> Question | No
         return Question(name, skill, task.type, task, pair, ("A", "B"), kind=kind, compared=(answer, wrong))
     # An answer that is right must be left alone as often as a wrong one is found.
     if (number // 2) % 2:
-        kind, draft = "right", answer
+        kind, draft = RIGHT, answer
     else:
         draft = wrong
     if skill == "evaluate":

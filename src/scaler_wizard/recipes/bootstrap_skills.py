@@ -17,12 +17,11 @@ from dataclasses import dataclass, replace
 from scaler_wizard.data.generators.example import first_answer
 from scaler_wizard.data.world import Task
 from scaler_wizard.data.world_forms import (
-    Label,
+    RIGHT,
     ask_if_right,
     ask_to_fix,
     ask_to_make,
-    ask_which,
-    judgement,
+    judgements,
     read_verdict,
     wrong_answer,
 )
@@ -194,22 +193,12 @@ def drafts(lab: Lab, context: PhaseContext, batch: Batch) -> list[Drafted]:
 
 
 def make_judgements(lab: Lab, context: PhaseContext, batch: Batch) -> list[MadeRow]:
-    """Drafts judged by comparing them with the model's own answer: both drafts, and both orders."""
-    rows = []
-    for item in drafts(lab, context, batch):
-        task, own, draft = item.task, item.own, item.draft
-        asked: list[tuple[str, str, Label, str]] = [
-            (ask_if_right(task, draft), draft, "no", item.kind),
-            (ask_if_right(task, own.text), own.text, "yes", "right"),
-            (ask_which(task, own.text, draft), own.text, "A", item.kind),
-            (ask_which(task, draft, own.text), draft, "B", item.kind),
-        ]
-        pair = asked[:2] if batch.rng("which", task.id).random() < 0.5 else asked[2:]
-        rows += [
-            _judged(lab, item, "evaluate", prompt, judgement(own.text, compared, label), kind)
-            for prompt, compared, label, kind in pair
-        ]
-    return rows
+    """Drafts judged by comparing them with the model's own answer: alone and beside it, in both orders."""
+    return [
+        _judged(lab, item, "evaluate", prompt, reply, kind)
+        for item in drafts(lab, context, batch)
+        for prompt, reply, kind in judgements(item.task, item.own.text, item.draft, item.kind)
+    ]
 
 
 def make_revisions(lab: Lab, context: PhaseContext, batch: Batch) -> list[MadeRow]:
@@ -227,7 +216,7 @@ def make_revisions(lab: Lab, context: PhaseContext, batch: Batch) -> list[MadeRo
     verdicts = [row[0] for row in lab.answers(context, batch.where, f"{batch.name}-verdicts", asks)]
     rows = []
     for (item, text), verdict in zip(offered, verdicts, strict=True):
-        kind = "right" if text == item.own.text else item.kind
+        kind = RIGHT if text == item.own.text else item.kind
         row = _judged(lab, item, "revise", ask_to_fix(item.task, text), item.own.text, kind)
         rows.append(replace(row, verdict=read_verdict(verdict.text)))
     return rows
