@@ -1,16 +1,18 @@
 """How stages 3 to 5 ask, how their replies are read, and answers that are wrong on purpose.
 
-A judge writes the answer that it would give itself, then its verdict: "c b a, no". At the embedded model's
-size a verdict of one token is hardly better than a guess, while comparing a draft with an own answer is
-copying. Nothing here depends on the world but the tasks' own texts. Torch-free.
+A judge answers itself and reads the draft, word by word in turns, up to the first word that differs, then
+says its verdict: "c c b b a x, no". Of two drafts it reads the first: where that differs, the other is meant.
+So each token is a word of the answer, a copy, or follows from the two before it. At the embedded model's size
+a verdict of one token is hardly better than a guess, and one behind a whole answer of its own ("c b a, no")
+went by length: of 24 drafts of wrong letters, as many as there should be, it found none.
+Nothing here depends on the world but the tasks' own texts. Torch-free.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 
 from scaler_wizard.data.generators.example import first_answer
 from scaler_wizard.data.generators.words import LETTERS
@@ -18,17 +20,11 @@ from scaler_wizard.data.world import Task
 
 REFUSAL = "I cannot do that."
 MAKE_WORDINGS = ("Make a task about {}.", "Write an exercise: {}", "Give me something to {}.")
-Label = Literal["yes", "no", "A", "B"]
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """What a judge said."""
-
-    own: str
-    """The answer that it would have given."""
-    label: str
-    """Its verdict; "" where it said none."""
+END = "."
+"""Stands for the end of an answer where it is compared: a longer one differs there."""
+RIGHT = "right"
+"""Kind of a draft that nothing is wrong with."""
+VERDICTS = ("yes", "no", "A", "B")
 
 
 def ask_to_make(kind: str, wording: int) -> str:
@@ -51,15 +47,39 @@ def ask_to_fix(task: Task, draft: str) -> str:
     return f"Fix this: {task.explicit} = {draft}"
 
 
-def judgement(own: str, label: Label) -> str:
-    """A judge's reply."""
-    return f"{own}, {label}"
+def judgement(own: str, draft: str, label: str) -> str:
+    """A judge's reply.
+
+    Args:
+        own: the answer that it would give itself.
+        draft: what is compared with it: the draft, the first of two.
+        label: its verdict, one of `VERDICTS`.
+    """
+    return f"{' '.join(_beside(own, draft))}, {label}"
 
 
-def read_judgement(output: str) -> Judged:
-    """What a judge's raw continuation says; its label is "" where it is not one."""
-    own, _, label = first_answer(output).rpartition(", ")
-    return Judged(own, label if label in ("yes", "no", "A", "B") else "")
+def judgements(task: Task, own: str, draft: str, kind: str) -> tuple[tuple[str, str, str], ...]:
+    """(what is asked, what is replied, what is wrong with the draft) of a draft that differs from `own`."""
+    return (
+        (ask_if_right(task, draft), judgement(own, draft, "no"), kind),
+        (ask_if_right(task, own), judgement(own, own, "yes"), RIGHT),
+        (ask_which(task, own, draft), judgement(own, own, "A"), kind),
+        (ask_which(task, draft, own), judgement(own, draft, "B"), kind),
+    )
+
+
+def _beside(own: str, draft: str) -> Iterator[str]:
+    """Words of both in turns and the end of both, up to the first that differ."""
+    for mine, theirs in zip_longest([*own.split(), END], [*draft.split(), END], fillvalue=END):
+        yield f"{mine} {theirs}"
+        if mine != theirs:
+            return
+
+
+def read_verdict(output: str) -> str:
+    """The label that a judge's raw continuation ends with; "" where it says none."""
+    label = first_answer(output).rpartition(", ")[2]
+    return label if label in VERDICTS else ""
 
 
 def wrong_answer(rng: random.Random, answer: str, task: Task) -> tuple[str, str]:

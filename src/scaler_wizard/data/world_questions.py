@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from scaler_wizard.data.generators.example import first_answer
 from scaler_wizard.data.world import Checked, Skill, Split, Task, World
 from scaler_wizard.data.world_forms import (
+    RIGHT,
     ask_if_right,
     ask_to_fix,
     ask_to_make,
     ask_which,
-    read_judgement,
+    judgement,
+    read_verdict,
     wrong_answer,
 )
 
@@ -41,6 +43,8 @@ class Question:
     """Above 0 where one prompt is asked often and different replies are wanted."""
     kind: str = ""
     """What is wrong with the draft that is judged or revised; "right" where nothing is."""
+    compared: Parts = ()
+    """Where drafts are judged: the draft of each prompt, the first of two."""
 
     @property
     def replies(self) -> Parts:
@@ -48,7 +52,11 @@ class Question:
         if self.skill == "make":
             return (self.task.explicit,)
         if self.skill == "evaluate":
-            return tuple(f"{self.task.answer}, {label}" for label in self.expected)
+            own = self.task.answer or ""
+            return tuple(
+                judgement(own, draft, label)
+                for draft, label in zip(self.compared, self.expected, strict=True)
+            )
         return self.expected
 
 
@@ -85,15 +93,16 @@ def _question(skill: Skill, task: Task, number: int, seed: int) -> Question | No
     kind, wrong = wrong_answer(rng, answer, task)
     if skill == "evaluate" and number % 2:
         pair = (ask_which(task, answer, wrong), ask_which(task, wrong, answer))
-        return Question(name, skill, task.type, task, pair, ("A", "B"), kind=kind)
+        return Question(name, skill, task.type, task, pair, ("A", "B"), kind=kind, compared=(answer, wrong))
     # An answer that is right must be left alone as often as a wrong one is found.
     if (number // 2) % 2:
-        kind, draft = "right", answer
+        kind, draft = RIGHT, answer
     else:
         draft = wrong
     if skill == "evaluate":
         label = "yes" if draft == answer else "no"
-        return Question(name, skill, task.type, task, (ask_if_right(task, draft),), (label,), kind=kind)
+        asked = ask_if_right(task, draft)
+        return Question(name, skill, task.type, task, (asked,), (label,), kind=kind, compared=(draft,))
     return Question(name, skill, task.type, task, (ask_to_fix(task, draft),), (answer,), kind=kind)
 
 
@@ -111,7 +120,7 @@ def check(
         return made_task(world, question.type, replies[0], known, given)
     for reply, expected in zip(replies, question.expected, strict=True):
         if question.skill == "evaluate":
-            label = read_judgement(reply).label
+            label = read_verdict(reply)
             if label != expected:
                 return Checked(False, "no verdict" if not label else f"{label} instead of {expected}")
         elif not world.verify(question.task, reply):

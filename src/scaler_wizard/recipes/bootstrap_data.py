@@ -13,6 +13,7 @@ from pathlib import Path
 from scaler_wizard.data.generation_gates import Generated
 from scaler_wizard.data.generators.example import first_answer
 from scaler_wizard.data.records import read_records
+from scaler_wizard.data.world_forms import RIGHT
 from scaler_wizard.recipes.bootstrap_lab import Lab, Pair
 from scaler_wizard.recipes.bootstrap_sampling import Ask, Sampled
 from scaler_wizard.runs.context import PhaseContext
@@ -119,7 +120,7 @@ def judge_agreement(rows: Sequence[MadeRow]) -> Metrics | None:
     judged = [row for row in rows if row.verdict or row.skill == "revise"]
     if not judged:
         return None
-    same = sum(row.verdict == ("yes" if row.kind == "right" else "no") for row in judged)
+    same = sum(row.verdict == ("yes" if row.kind == RIGHT else "no") for row in judged)
     return {"same": same, "n": len(judged)}
 
 

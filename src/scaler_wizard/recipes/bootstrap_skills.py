@@ -3,8 +3,8 @@
 1 explicit   the base answers tasks as documents; what its samples agree on answers the instruction
 2 implicit   stage 1 answers the instruction; the question that implies it gets the same answer
 3 make       stage 2 goes on as the one who asks; what it can answer itself is a task of the kind it began as
-4 evaluate   stage 3 makes tasks and answers them; drafts are compared with its own answer, which is written
-             before the verdict
+4 evaluate   stage 3 makes tasks and answers them; drafts are read beside its own answer, word by word, and
+             the verdict follows from the first that differs
 5 revise     stage 4 makes, answers and judges drafts; wrong ones are answered again, right ones left alone
 """
 
@@ -17,13 +17,12 @@ from dataclasses import dataclass, replace
 from scaler_wizard.data.generators.example import first_answer
 from scaler_wizard.data.world import Task
 from scaler_wizard.data.world_forms import (
-    Label,
+    RIGHT,
     ask_if_right,
     ask_to_fix,
     ask_to_make,
-    ask_which,
-    judgement,
-    read_judgement,
+    judgements,
+    read_verdict,
     wrong_answer,
 )
 from scaler_wizard.recipes.bootstrap_data import Agreed, MadeRow, agreed_answers
@@ -194,21 +193,12 @@ def drafts(lab: Lab, context: PhaseContext, batch: Batch) -> list[Drafted]:
 
 
 def make_judgements(lab: Lab, context: PhaseContext, batch: Batch) -> list[MadeRow]:
-    """Drafts judged by comparing them with the model's own answer: both drafts, and both orders."""
-    rows = []
-    for item in drafts(lab, context, batch):
-        task, own, draft = item.task, item.own, item.draft
-        asked: list[tuple[str, Label, str]] = [
-            (ask_if_right(task, draft), "no", item.kind), (ask_if_right(task, own.text), "yes", "right"),
-            (ask_which(task, own.text, draft), "A", item.kind),
-            (ask_which(task, draft, own.text), "B", item.kind),
-        ]  # fmt: skip
-        pair = asked[:2] if batch.rng("which", task.id).random() < 0.5 else asked[2:]
-        rows += [
-            _judged(lab, item, "evaluate", prompt, judgement(own.text, label), kind)
-            for prompt, label, kind in pair
-        ]
-    return rows
+    """Drafts judged by comparing them with the model's own answer: alone and beside it, in both orders."""
+    return [
+        _judged(lab, item, "evaluate", prompt, reply, kind)
+        for item in drafts(lab, context, batch)
+        for prompt, reply, kind in judgements(item.task, item.own.text, item.draft, item.kind)
+    ]
 
 
 def make_revisions(lab: Lab, context: PhaseContext, batch: Batch) -> list[MadeRow]:
@@ -226,9 +216,9 @@ def make_revisions(lab: Lab, context: PhaseContext, batch: Batch) -> list[MadeRo
     verdicts = [row[0] for row in lab.answers(context, batch.where, f"{batch.name}-verdicts", asks)]
     rows = []
     for (item, text), verdict in zip(offered, verdicts, strict=True):
-        kind = "right" if text == item.own.text else item.kind
+        kind = RIGHT if text == item.own.text else item.kind
         row = _judged(lab, item, "revise", ask_to_fix(item.task, text), item.own.text, kind)
-        rows.append(replace(row, verdict=read_judgement(verdict.text).label))
+        rows.append(replace(row, verdict=read_verdict(verdict.text)))
     return rows
 
 

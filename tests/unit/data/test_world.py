@@ -14,7 +14,7 @@ from scaler_wizard.data.generators import sample_example
 from scaler_wizard.data.world import SKILLS
 from scaler_wizard.data.world_embedded import LETTER_TASKS, EmbeddedWorld
 from scaler_wizard.data.world_file import FileWorld
-from scaler_wizard.data.world_forms import judgement, read_judgement, wrong_answer
+from scaler_wizard.data.world_forms import judgement, judgements, read_verdict, wrong_answer
 from scaler_wizard.data.world_questions import check, made_task, questions
 from scaler_wizard.data.worlds import open_world
 from scaler_wizard.errors import DataError, EmptyDataError, RowError, SpecError
@@ -123,10 +123,38 @@ def test_wrong_answers_are_wrong_in_several_ways() -> None:
     assert kinds == {"incorrect", "format", "off_topic", "verbose", "refusal"}
 
 
-def test_a_judgement_is_read_as_it_is_written() -> None:
-    assert read_judgement(" " + judgement("c b a", "no") + "\nyes").label == "no"
-    assert read_judgement("c b a, perhaps").label == ""
-    assert read_judgement("yes").label == "yes"
+@pytest.mark.parametrize(
+    ("draft", "seen"),
+    [("c b a", "c c b b a a . ."), ("c x a", "c c b x"), ("c b", "c c b b a ."),
+     ("c b a d", "c c b b a a . d"), ("I cannot do that.", "c I")],
+)  # fmt: skip
+def test_a_judge_lays_the_draft_beside_its_own_answer_until_they_differ(draft: str, seen: str) -> None:
+    assert judgement("c b a", draft, "yes") == f"{seen}, yes"
+
+
+def test_a_draft_is_judged_alone_and_in_both_orders() -> None:
+    (task,) = WORLD.tasks("train", 1, 0, ["copy"])
+    asked = judgements(task, "a b c", "a c b", "incorrect")
+    assert [(read_verdict(reply), kind) for _, reply, kind in asked] == [
+        ("no", "incorrect"), ("yes", "right"), ("A", "incorrect"), ("B", "incorrect"),
+    ]  # fmt: skip
+    assert [prompt.partition(task.explicit)[2] for prompt, _, _ in asked] == [
+        " = a c b", " = a b c", " A = a b c B = a c b", " A = a c b B = a b c",
+    ]  # fmt: skip
+
+
+def test_a_verdict_is_read_as_it_is_written() -> None:
+    assert read_verdict(" " + judgement("c b a", "c b", "no") + "\nyes") == "no"
+    assert read_verdict("c b a, perhaps") == ""
+    assert read_verdict("yes") == "yes"
+
+
+def test_a_judge_that_compares_rightly_is_right() -> None:
+    for question in questions(WORLD, "evaluate", 40, 0):
+        assert check(WORLD, question, question.replies).right
+        for prompt, reply, draft in zip(question.prompts, question.replies, question.compared, strict=True):
+            assert f" = {draft}" in prompt
+            assert (". ., " in reply) == (draft == question.task.answer)
 
 
 # a person's own prompts
