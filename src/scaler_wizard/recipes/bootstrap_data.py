@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from scaler_wizard.data.diversity import MOST_OF_A_KIND, MadeTasks
 from scaler_wizard.data.generation_gates import Generated
 from scaler_wizard.data.generators.example import first_answer
 from scaler_wizard.data.records import read_records
@@ -18,6 +19,10 @@ from scaler_wizard.recipes.bootstrap_lab import Lab, Pair
 from scaler_wizard.recipes.bootstrap_sampling import Ask, Sampled
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.runs.phase import Metrics
+
+CHANCE_SEED_OFFSET = 3_000_017
+"""Keeps the draw of what chance gives apart from the draws that data is made from."""
+CHANCE_DRAWS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,8 @@ class MadeRow:
     """Where a draft is judged or mended: what was done to it; "right" where nothing."""
     verdict: str = ""
     """Where a draft is mended: what the judge of stage 4 said of it."""
+    task: str = ""
+    """The task that the model made and that the row is about, as an instruction; "" where it made none."""
 
     @property
     def pair(self) -> Pair:
@@ -122,6 +129,18 @@ def judge_agreement(rows: Sequence[MadeRow]) -> Metrics | None:
         return None
     same = sum(row.verdict == ("yes" if row.kind == RIGHT else "no") for row in judged)
     return {"same": same, "n": len(judged)}
+
+
+def made_tasks(lab: Lab, rows: Sequence[MadeRow], asked: int) -> MadeTasks:
+    """The tasks that rows are about, beside tasks of the world's own of the same kinds.
+
+    asked: how many tasks were to be made.
+    """
+    made = [(row.type, row.task) for row in rows]
+    kinds = sorted({kind for kind, _ in made})
+    seed = lab.job.training.seed + CHANCE_SEED_OFFSET
+    own = lab.world.tasks("train", CHANCE_DRAWS * MOST_OF_A_KIND * len(kinds), seed, kinds) if kinds else ()
+    return MadeTasks(asked, made, [(task.type, task.explicit) for task in own])
 
 
 def precision(rows: Sequence[MadeRow]) -> Metrics:

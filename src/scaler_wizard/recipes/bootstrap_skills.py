@@ -108,7 +108,7 @@ def make_tasks(lab: Lab, context: PhaseContext, batch: Batch) -> list[MadeRow]:
         wording = batch.rng("wording", task.id).randrange(1 << 16)
         row = MadeRow(
             task.id, "make", task.type, ask_to_make(task.type, wording), text, item.text, item.ended,
-            own.agreement, own.confidence, right=right if lab.world.reads_tasks else None,
+            own.agreement, own.confidence, right=right if lab.world.reads_tasks else None, task=text,
         )  # fmt: skip
         if not item.ended:
             row = row.rejected("token limit")
@@ -228,6 +228,6 @@ def _judged(lab: Lab, item: Drafted, skill: str, prompt: str, answer: str, kind:
     right = lab.world.verify(task, own.text) if task.answer is not None else None
     row = MadeRow(
         f"{task.id}/{prompt}", skill, task.type, prompt, answer, own.raw, own.ended, own.agreement,
-        own.confidence, not own.reason, own.reason, right, kind,
+        own.confidence, not own.reason, own.reason, right, kind, task=task.explicit,
     )  # fmt: skip
     return row.rejected(HELD_OUT) if lab.world.is_held_out(task) else row

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle
 
+from scaler_wizard.data.diversity import MadeTasks
 from scaler_wizard.data.generation_gates import (
     GenerationLimits,
     decide_pilot,
@@ -22,7 +23,7 @@ from scaler_wizard.data.token_rows import TokenRow
 from scaler_wizard.data.world import SKILLS, Skill, Task
 from scaler_wizard.evals.promotion import Change
 from scaler_wizard.evals.stage_gate import Kept, StageDecision, decide_stage, next_step
-from scaler_wizard.recipes.bootstrap_data import MadeRow, judge_agreement, kept_pairs, precision
+from scaler_wizard.recipes.bootstrap_data import MadeRow, judge_agreement, kept_pairs, made_tasks, precision
 from scaler_wizard.recipes.bootstrap_lab import Lab, Pair
 from scaler_wizard.recipes.bootstrap_skills import (
     Batch,
@@ -51,8 +52,8 @@ class TeachStage:
     title: str
     make: Maker
     prompts_too: float = 0.0
-    near_duplicates: float = GenerationLimits().near_duplicates
-    """Share of kept rows that may nearly repeat another; exact repetitions never pass."""
+    makes_tasks: bool = False
+    """Whether its rows are about tasks that the model makes: then these are compared, not the rows."""
 
     def section(self, lab: Lab) -> StageSection:
         """The job's settings of this stage."""
@@ -111,20 +112,26 @@ class TeachStage:
              for question in lab.all_questions[skill] for prompt in question.prompts], near=False,
         )  # fmt: skip
         limits = GenerationLimits(
-            near_duplicates=self.near_duplicates,
             own_tokens=tuple(token for token in lab.session.tokenizer.all_special_tokens if token.strip()),
         )
         pilot = pilot_size(len(tasks))
         made = self.make(lab, context, Batch(where, "pilot", tasks[:pilot], seed))
-        report = judge_generation([row.generated() for row in made], evaluation, limits)
+        report = judge_generation(
+            [row.generated() for row in made], evaluation, limits, self._made_tasks(lab, made, pilot)
+        )
         decided = decide_pilot(report, pilot)
         if not decided.passed:
             context.note(f"the pilot of {report.n} rows did not pass: {'; '.join(decided.reasons)}")
             return made, {**report.as_dict(), **decided.as_dict(), "pilot": True}
         made += self.make(lab, context, Batch(where, "rest", tasks[pilot:], seed))
         made = _asked_once(made)
-        report = judge_generation([row.generated() for row in made], evaluation, limits)
+        report = judge_generation(
+            [row.generated() for row in made], evaluation, limits, self._made_tasks(lab, made, len(tasks))
+        )
         return made, {**report.as_dict(), "pilot": False}
+
+    def _made_tasks(self, lab: Lab, made: Sequence[MadeRow], asked: int) -> MadeTasks | None:
+        return made_tasks(lab, made, asked) if self.makes_tasks else None
 
     def _tasks(self, lab: Lab, effort: Effort) -> tuple[Task, ...]:
         """Tasks of the training side: the stage's own number, and more of weak types in later attempts."""
@@ -194,9 +201,9 @@ STAGES = (
     TeachStage(1, "explicit", "explicit instructions", make_explicit, PROMPTS_TOO),
     TeachStage(2, "implicit", "implicit instructions", make_implicit),
     # A request for a task is the same every time, and a task is judged and mended twice: with another draft.
-    TeachStage(3, "make", "making tasks", make_tasks, near_duplicates=1.0),
-    TeachStage(4, "evaluate", "judging answers", make_judgements, near_duplicates=1.0),
-    TeachStage(5, "revise", "mending answers", make_revisions, near_duplicates=1.0),
+    TeachStage(3, "make", "making tasks", make_tasks, makes_tasks=True),
+    TeachStage(4, "evaluate", "judging answers", make_judgements, makes_tasks=True),
+    TeachStage(5, "revise", "mending answers", make_revisions, makes_tasks=True),
 )
 
 

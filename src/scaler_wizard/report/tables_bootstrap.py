@@ -130,7 +130,8 @@ def audit_table(record: BootstrapRecord) -> Table | None:
 SHARES = {
     "acceptance": "accepted", "runaway": "runaway", "token_limit": "token limit", "empty": "empty",
     "near_duplicates": "near duplicates", "exact_duplicates": "repeats", "delimiter_leaks": "delimiters",
-    "evaluation_rows": "evaluation rows",
+    "evaluation_rows": "evaluation rows", "different_tasks": "tasks different", "close_tasks": "tasks close",
+    "close_by_chance": "close by chance",
 }  # fmt: skip
 
 
