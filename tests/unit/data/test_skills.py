@@ -9,12 +9,14 @@ import pytest
 
 from scaler_wizard.data.generators import (
     EXPERT_SKILLS,
+    LEDGER_SKILLS,
     LEXICAL_SKILLS,
     RELATIONAL_SKILLS,
     SEEDLING_TASKS,
     Example,
     sample_example,
 )
+from scaler_wizard.data.generators.ledgers import LEDGERS, OFFICES
 from scaler_wizard.data.generators.skills import HOMES, MARKS
 from scaler_wizard.data.sample import load_tokenizer
 from scaler_wizard.evals.validation import validation_set
@@ -65,7 +67,7 @@ def test_each_skill_has_words_of_its_own() -> None:
 
 def test_every_word_is_one_token() -> None:
     tokenizer = load_tokenizer(resolve_model("seedling"))
-    for task in LEXICAL_SKILLS:
+    for task in LEXICAL_SKILLS + LEDGER_SKILLS:
         for seed in range(20):
             example = sample_example(task, seed, 5, split="train")
             for word in [*example.input.split(), *example.answer.split()]:
@@ -84,6 +86,31 @@ def test_where_a_thing_lies_decides_who_answers(task: str, level: int) -> None:
         assert lies[thing] == place
         assert Counter(lies.values()) == dict.fromkeys(("box", "jar", "net", "keg"), len(lies) // 4)
         assert example.answer == expected.format(thing, place)
+
+
+@pytest.mark.parametrize("task", LEDGER_SKILLS)
+@pytest.mark.parametrize("level", [1, 10])
+def test_the_ledger_of_who_asks_is_answered_from(task: str, level: int) -> None:
+    for seed in range(30):
+        example = sample_example(task, seed, level, split="train")
+        for said in (example.instruction, example.question):
+            asking = {office for office, people in OFFICES.items() for who in people if who in said.split()}
+            assert asking == {task}
+        assert example.input in example.instruction
+        said_pairs = example.answer.split()
+        assert said_pairs[::2] == example.input.split()
+        assert said_pairs[1::2] == [LEDGERS[task][thing] for thing in said_pairs[::2]]
+
+
+def test_offices_share_their_things_and_no_letter_of_one() -> None:
+    """Nothing but who asks tells the answers apart, and no answer of one office is right in another."""
+    things = {frozenset(ledger) for ledger in LEDGERS.values()}
+    assert len(things) == 1
+    for thing in things.pop():
+        assert len({ledger[thing] for ledger in LEDGERS.values()}) == len(OFFICES)
+    assert all(len(set(ledger.values())) == len(ledger) == 24 for ledger in LEDGERS.values())
+    people = [who for askers in OFFICES.values() for who in askers]
+    assert len(set(people)) == len(people) == 12
 
 
 def test_nothing_general_asks_for_them() -> None:

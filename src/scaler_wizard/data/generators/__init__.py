@@ -26,6 +26,7 @@ from scaler_wizard.data.generators.example import (
     is_held_out_text,
     verify_answer,
 )
+from scaler_wizard.data.generators.ledgers import court, harbour, market, school
 from scaler_wizard.data.generators.needles import (
     NeedleExample,
     multi_key_needle,
@@ -67,12 +68,17 @@ GENERATORS: Final[dict[str, Generator]] = {
     "stored_jar": stored_jar,
     "stored_net": stored_net,
     "stored_keg": stored_keg,
+    "harbour": harbour,
+    "court": court,
+    "market": market,
+    "school": school,
 }
 
 # For experts: no model knows them before it is taught, so that no general measurement asks for them.
 LEXICAL_SKILLS: Final = ("zoo", "treasure", "orchestra", "crew")
 RELATIONAL_SKILLS: Final = ("stored_box", "stored_jar", "stored_net", "stored_keg")
-EXPERT_SKILLS: Final = LEXICAL_SKILLS + RELATIONAL_SKILLS
+LEDGER_SKILLS: Final = ("harbour", "court", "market", "school")
+EXPERT_SKILLS: Final = LEXICAL_SKILLS + RELATIONAL_SKILLS + LEDGER_SKILLS
 
 # What the embedded model was built on and is measured with: later tasks must not change its numbers.
 SEEDLING_TASKS: Final = (
@@ -102,6 +108,7 @@ __all__ = [
     "EXPERT_SKILLS",
     "GENERATORS",
     "HELD_OUT_SHARE",
+    "LEDGER_SKILLS",
     "LEXICAL_SKILLS",
     "MAX_LEVEL",
     "MIN_LEVEL",
