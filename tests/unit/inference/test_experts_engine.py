@@ -258,7 +258,7 @@ def test_work_is_counted_not_timed(llama: Bank) -> None:
             assert work == Counters(
                 prefills=1,
                 prefilled_tokens=length,
-                router_forwards=int(router.kind != "features"),
+                router_forwards=int(router.kind == "early"),
                 router_tokens={"features": 0, "suffix": 4, "early": length}[router.kind],
                 router_decode_steps=0,
                 expert_prefills=int(plain),

@@ -18,9 +18,9 @@ class Counters:
     shared_tokens: int = 0
     """Content tokens whose keys and values were copied from another request's."""
     router_forwards: int = 0
-    """Passes made for the router alone: 0 for "features", 1 otherwise."""
+    """Passes made for the router alone: 1 for "early"; the others look at what the base reads anyway."""
     router_tokens: int = 0
-    """Tokens of those passes."""
+    """Tokens read for the router: a suffix, or the content again."""
     router_decode_steps: int = 0
     """Tokens generated before the expert was known."""
     expert_prefills: int = 0

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from torch import Tensor
+
 from scaler_wizard.errors import IncompatibleModelError
 from scaler_wizard.inference.admission import Admission, copy_prefixes
 from scaler_wizard.inference.attention import DecodeStep, slots_attached
@@ -120,21 +122,29 @@ class RoutedEngine:
                 self._count(row, Counters(expert_prefills=1, expert_tokens=n_read))
             else:
                 self._count(row, Counters(prefills=1, prefilled_tokens=n_read))
-        features = self._router is not None and self._router.kind == "features"
-        self._reader.read(rows, hidden_after=self._router.layer if self._router and features else None)
+        router = self._router
+        if router is not None and router.kind == "suffix":
+            asked = [row for row in rows if not row.decided]
+            for row, (values, work) in zip(asked, self._reader.read_with_suffix(router, asked), strict=True):
+                self._decide(router, row, values, work)
+            rows = [row for row in rows if row not in asked]
+        self._reader.read(rows, hidden_after=router.layer if router and router.kind == "features" else None)
 
     def _route(self, rows: Sequence[RoutedRow]) -> None:
-        """Decide who answers, from what the base has read."""
+        """Decide who answers, from what the base has read; a suffix router has decided already."""
         router = self._router
         if not rows or router is None:
             return
         for row, (values, work) in zip(rows, self._reader.observe(router, rows), strict=True):
-            self._count(row, work)
-            row.scores = router.decide(values)
-            row.choice = choose(row.scores, router.labels, router.threshold)
-            label = row.choice.label
-            row.expert = self._fallback if label is None else self._bank.expert(label)
-            row.decided = True
+            self._decide(router, row, values, work)
+
+    def _decide(self, router: Router, row: RoutedRow, values: Tensor, work: Counters) -> None:
+        self._count(row, work)
+        row.scores = router.decide(values)
+        row.choice = choose(row.scores, router.labels, router.threshold)
+        label = row.choice.label
+        row.expert = self._fallback if label is None else self._bank.expert(label)
+        row.decided = True
 
     def _start_answers(self, rows: Sequence[RoutedRow]) -> None:
         """Put the start of an answer behind each content, and read it up to its last token."""

@@ -64,32 +64,49 @@ class Reader:
                 piece.row.cached = piece.end
 
     def observe(self, router: Observed, rows: Sequence[RoutedRow]) -> list[tuple[Tensor, Counters]]:
-        """What the router is given of each row, whose content has been read, and the work that took."""
+        """What the router is given of each row, whose content has been read, and the work that took.
+
+        A suffix router is given it by `read_with_suffix`, while the content is read.
+        """
         if router.kind == "features":
             return [(mean_hidden(row), Counters()) for row in rows]
-        adapter = None if router.adapter is None else self._bank.adapter(router.adapter).weights
-        if router.kind == "suffix":
-            return self._suffix_logits(router, adapter, rows)
-        return self._early(router, adapter, rows)
+        assert router.kind == "early"
+        return self._early(router, self._weights_of(router), rows)
 
-    def _suffix_logits(
-        self, router: Observed, adapter: AdapterWeights | None, rows: Sequence[RoutedRow]
-    ) -> list[tuple[Tensor, Counters]]:
-        """One pass of the suffix behind each content; what follows overwrites its positions."""
-        width = len(router.suffix)
+    def read_with_suffix(self, router: Observed, rows: Sequence[RoutedRow]) -> list[tuple[Tensor, Counters]]:
+        """Read contents with a suffix router's tokens behind each, in the same passes: what it is given.
+
+        What follows overwrites the suffix's positions. In a pass of their own the suffixes would cost an
+        attention call a row and layer for six tokens each.
+        """
+        adapter, width = self._weights_of(router), len(router.suffix)
         labels = torch.tensor(router.label_tokens, device=self.device)
-        at_once = max(1, self._chunk // width)
-        found: list[tuple[Tensor, Counters]] = []
-        for first in range(0, len(rows), at_once):
-            group = rows[first : first + at_once]
-            pieces = [Piece(row, row.n_content, row.n_content + width) for row in group]
-            positions = [at for row in group for at in row.rotary(row.n_content, row.n_content + width)]
-            last = torch.arange(width - 1, width * len(group), width, device=self.device)
-            packed = PackedTokens(list(router.suffix) * len(group), positions)
-            with applying(plan_pass([adapter] * len(positions), self._read_stacks, self.device)):
-                logits = packed_logits(self._model, packed, PrefillStep(pieces, self.device), last)
-            found += [(values, _router_work(width)) for values in logits[:, labels].float()]
-        return found
+        found: dict[RoutedRow, Tensor] = {}
+        for row in rows:
+            row.tokens += router.suffix
+        ends = [Piece(row, row.cached, row.n_content + width) for row in rows]
+        for pieces in pack_pieces(ends, self._chunk):
+            adapters: list[AdapterWeights | None] = []
+            ended: list[RoutedRow] = []
+            last: list[int] = []
+            for piece in pieces:
+                row = _routed(piece)
+                plain = max(0, min(piece.end, row.n_content) - piece.start)
+                adapters += [None] * plain + [adapter] * (piece.end - piece.start - plain)
+                if piece.end == row.n_content + width:
+                    ended.append(row)
+                    last.append(len(adapters) - 1)
+                row.cached = min(piece.end, row.n_content)
+            kept = torch.tensor(last, device=self.device) if last else 1
+            logits = self._logits(pieces, adapters, kept)
+            if last:
+                found |= zip(ended, logits[:, labels].float(), strict=True)
+        for row in rows:
+            del row.tokens[row.n_content :]
+        return [(found[row], Counters(router_tokens=width)) for row in rows]
+
+    def _weights_of(self, router: Observed) -> AdapterWeights | None:
+        return None if router.adapter is None else self._bank.adapter(router.adapter).weights
 
     def _early(
         self, router: Observed, adapter: AdapterWeights | None, rows: Sequence[RoutedRow]
@@ -102,7 +119,10 @@ class Reader:
             for pieces in pack_pieces([Piece(row, 0, row.n_content) for row in scratch], self._chunk):
                 adapters = [adapter] * sum(piece.end - piece.start for piece in pieces)
                 self._pass(pieces, adapters, router.layer, stop=True)
-            found += [(mean_hidden(row), _router_work(row.n_content)) for row in scratch]
+            found += [
+                (mean_hidden(row), Counters(router_forwards=1, router_tokens=row.n_content))
+                for row in scratch
+            ]
         return found
 
     def _pass(
@@ -113,15 +133,20 @@ class Reader:
         *,
         stop: bool = False,
     ) -> None:
-        packed, step = packed_tokens(pieces), PrefillStep(pieces, self.device)
+        # Of the logits, which nobody reads, as few as transformers allows.
+        if hidden_after is None:
+            self._logits(pieces, adapters, 1)
+            return
+        with tapped(self._model, hidden_after, stop=stop) as hidden:
+            self._logits(pieces, adapters, 1)
+        _keep_hidden(pieces, hidden[0])
+
+    def _logits(
+        self, pieces: Sequence[Piece], adapters: Sequence[AdapterWeights | None], kept: int | Tensor
+    ) -> Tensor:
+        step = PrefillStep(pieces, self.device)
         with applying(plan_pass(adapters, self._read_stacks, self.device)):
-            # Of the logits, which nobody reads, as few as transformers allows.
-            if hidden_after is None:
-                packed_logits(self._model, packed, step, 1)
-                return
-            with tapped(self._model, hidden_after, stop=stop) as hidden:
-                packed_logits(self._model, packed, step, 1)
-            _keep_hidden(pieces, hidden[0])
+            return packed_logits(self._model, packed_tokens(pieces), step, kept)
 
 
 def _routed(piece: Piece) -> RoutedRow:
@@ -139,10 +164,6 @@ def _groups(rows: Sequence[RoutedRow], most: int) -> Iterator[list[RoutedRow]]:
         group.append(row)
     if group:
         yield group
-
-
-def _router_work(n_tokens: int) -> Counters:
-    return Counters(router_forwards=1, router_tokens=n_tokens)
 
 
 def _keep_hidden(pieces: Sequence[Piece], hidden: Tensor) -> None:
@@ -183,8 +204,10 @@ def observe(
                 for i, prompt in enumerate(prompts[first : first + at_once])
             ]
             give_slots(rows)
-            if router.kind != "early":
-                reader.read(rows, hidden_after=router.layer if router.kind == "features" else None)
+            if router.kind == "features":
+                reader.read(rows, hidden_after=router.layer)
+            suffix = router.kind == "suffix"
+            observed = reader.read_with_suffix(router, rows) if suffix else reader.observe(router, rows)
             # Out of inference mode: these go on into training.
-            found += [value.cpu() for value, _ in reader.observe(router, rows)]
+            found += [value.cpu() for value, _ in observed]
     return [value.clone() for value in found]

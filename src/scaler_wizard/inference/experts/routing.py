@@ -4,7 +4,7 @@ The engine reads the content once with the base. What a router sees of it depend
 
 - "features": the mean over the content's tokens of the base's hidden states after `layer` decoder layers,
   [h] float32; a by-product of the pass.
-- "suffix": one forward pass of the `suffix` tokens behind the content's KV, with the activated adapter
+- "suffix": the `suffix` tokens are read behind the content, in the same pass, with the activated adapter
   `adapter` on them; the logits of `label_tokens` at the last suffix token, [labels] float32.
 - "early": a pass of its own over the content through the first `layer` layers with `adapter` on; the mean
   hidden state as above.
