@@ -15,6 +15,7 @@ import subprocess
 import time
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,7 +40,9 @@ CLOCKED = {"seconds", "seconds_making", "cost", "memory", "peak_memory_bytes", "
 CHECKPOINT = re.compile(r"(checkpoints/P[0-9.]+)-[0-9]+")
 """A checkpoint's number counts step checkpoints, of which a killed run has more."""
 PATIENCE_SEC = 400.0
-REPORT_KILLS = 3
+REPORT_KILLS = 2
+EXPORT_PLACES = 3
+"""Places at a run's end that go by faster than `LATER_SEC`."""
 LATER_SEC = 0.2
 """Most seconds between a place and its kill."""
 
@@ -99,7 +102,8 @@ def run_killed(
                 return now >= number or committing or not host.call("alive", run=run.id)["alive"]
 
             harness.wait_for(there, f"{places[number]}", PATIENCE_SEC)
-            time.sleep(0.0 if ending else rng.uniform(0.0, LATER_SEC))
+            late = ending or number >= len(places) - EXPORT_PLACES
+            time.sleep(0.0 if late else rng.uniform(0.0, LATER_SEC))
             with suppress(ProcessLookupError):
                 harness.kill(pid)
             row = harness.finish(host, run)
@@ -119,11 +123,11 @@ def kill_everywhere(
     rng = random.Random(seed)
     whole = run_whole(harness, Workspace.create(folder / "whole"), value)
     course = course_of(harness.events(whole))
-    numbers = choose(course, kills, rng)
+    # The end of the last phase is the end of the run: a kill might come too late.
+    numbers = choose(dict(islice(course.items(), len(course) - 1)), kills, rng)
     run, hit = run_killed(harness, Workspace.create(folder / "killed"), value, course, numbers, rng)
     print(f"seed {seed}: killed {len(hit)} times in {', '.join(' '.join(place) for place in hit)}")
-    # The run may be over before the last one is met: the export takes less than a second.
-    assert len(hit) >= kills - 1
+    assert len(hit) == kills
     assert_equal(harness, run, whole)
     assert_paid_for(run, whole, len(hit))
     return run, whole
@@ -192,7 +196,7 @@ def test_four_kills_change_no_record(harness: ModuleType, tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_twenty_kills_change_nothing_of_six_stages(harness: ModuleType, tmp_path: Path) -> None:
     seed = int(os.environ.get("SCALER_SEED", "22"))
-    run, whole = kill_everywhere(harness, tmp_path, six_stages_value(), kills=21, seed=seed)
+    run, whole = kill_everywhere(harness, tmp_path, six_stages_value(), kills=20, seed=seed)
     kill_reports(harness, run, whole, random.Random(seed))
     stages = (run.result() or {})["stages"]
     assert {stage["stage"] for stage in stages if stage["steps"]} == {1, 2, 3, 4, 5, 6}

@@ -59,11 +59,11 @@ def six_stages_value() -> dict[str, Any]:
             "explicit": stage(120, 60, share=0.12),
             "implicit": stage(120, 80, share=0.12),
             "make": stage(120, 70, replay=0.5, learning_rate=0.003),
-            "evaluate": stage(240, 100, replay=0.45, learning_rate=0.0035),
+            "evaluate": stage(200, 100, replay=0.45, learning_rate=0.0035),
             "revise": stage(120, 60, replay=0.5, learning_rate=0.0025),
         },
         "constitution": {
-            "prompts": 120, "requests": 20, "share": 0.02, "preference": {"steps": 30, "warmup_steps": 4},
+            "prompts": 180, "requests": 20, "share": 0.02, "preference": {"steps": 30, "warmup_steps": 4},
         },
         "sampling": {
             "samples": 1, "base_texts": 24, "max_new_tokens": 14, "confidence": 0.3, "agreement": 0.5,
