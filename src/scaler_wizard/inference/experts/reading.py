@@ -66,7 +66,7 @@ class Reader:
     def observe(self, router: Observed, rows: Sequence[RoutedRow]) -> list[tuple[Tensor, Counters]]:
         """What the router is given of each row, whose content has been read, and the work that took."""
         if router.kind == "features":
-            return [(mean_hidden(row), Counters()) for row in rows]
+            return [(mean_hidden(row, text_only=router.text_only), Counters()) for row in rows]
         adapter = None if router.adapter is None else self._bank.adapter(router.adapter).weights
         if router.kind == "suffix":
             return self._suffix_logits(router, adapter, rows)
@@ -156,11 +156,14 @@ def _keep_hidden(pieces: Sequence[Piece], hidden: Tensor) -> None:
         first += piece.end - piece.start
 
 
-def mean_hidden(row: RoutedRow) -> Tensor:
-    """[h] float32: the kept hidden states' mean over the content's tokens."""
+def mean_hidden(row: RoutedRow, *, text_only: bool = False) -> Tensor:
+    """[h] float32: the kept hidden states' mean over the content's tokens, or over those of no picture."""
     assert row.slab is not None
     states, _ = row.slab.kept(HIDDEN)
-    return states[row.slot, 0, : row.n_content].float().mean(0)
+    content = states[row.slot, 0, : row.n_content].float()
+    if text_only and row.prompt.embedded is not None:
+        content = content[~row.prompt.embedded.visual.to(content.device)]
+    return content.mean(0)
 
 
 def observe(
