@@ -21,9 +21,8 @@ from scaler_wizard.data.generators.sequences import sequence_length
 # Letters in the court's ledger and in the school's: no two things of a ledger have the same, no thing has the
 # same in both. The ledgers are this world's own and stand in no text, so that a right answer was learned.
 _LETTERS: Final = (
-    "amber:vs anvil:xw apron:qa arrow:eg badge:jk banjo:wc basil:nb blade:ip brick:dv broom:me candle:rx "
-    "canoe:pi chalk:od chest:tr cloak:yh crown:bl drum:uy flute:cz honey:gt kettle:ku ladle:fn lemon:af "
-    "mirror:lo pearl:hj"
+    "amber:vs anvil:xw banjo:wc candle:rx canoe:pi crown:bl "
+    "drum:uy flute:cz honey:gt kettle:ku lemon:af mirror:lo"
 )
 _PAIRS: Final = [pair.split(":") for pair in _LETTERS.split()]
 LEDGERS: Final[dict[str, dict[str, str]]] = {
