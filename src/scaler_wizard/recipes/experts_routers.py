@@ -2,7 +2,7 @@
 
 Every kind on the ladder is trained and written before the next, so that a kill repeats at most one. The best
 is trained again with seeds of its own, each on nine tenths of the rows that its seed draws: what a router is
-worth must not hang on a lucky draw.
+worth must not hang on a lucky draw. A probe's layer and ridge are chosen once.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from scaler_wizard.inference.experts.routers import (
     train_probe,
     train_suffix_router,
 )
+from scaler_wizard.inference.experts.routers.probe import Setting, chosen_setting
 from scaler_wizard.inference.experts.served import Served
 from scaler_wizard.models.tensor_files import TensorFile, write_files
 from scaler_wizard.planning.router import RouterSettings, suggest_router
@@ -137,6 +138,8 @@ def train_routers(
     choice = choose_router([found["right"] for found in ladder], steps)
     chosen = ladder[choice.index]
     context.note(f"router: {choice.reason}")
+    if chosen["step"] == "probe":
+        trainer.probes = [chosen_setting(chosen)]
     seeds = [chosen, *(trainer.once(chosen["step"], seed) for seed in range(1, job.evaluation.seeds))]
     for found in (*ladder, *seeds):
         found.pop("right", None)
@@ -161,6 +164,8 @@ class _Trainer:
         self.labels = rows.labels
         self.vision = any(row.image is not None for row in rows.train)
         self.states = ContentStates(served.bank)
+        self.probes: Sequence[Setting] | None = None
+        """What a probe's layer and ridge are chosen among; all there are until they were chosen."""
         self.train, self.val = (
             [
                 RouterRow(prompt, self.labels.index(row.label))
@@ -202,7 +207,7 @@ class _Trainer:
     def _trained(self, step: LadderStep, rows: Sequence[RouterRow], place: Path, seed: int) -> RouterTraining:
         bank = self.served.bank
         if step == "probe":
-            return train_probe(self.states, self.labels, rows, self.val)
+            return train_probe(self.states, self.labels, rows, self.val, candidates=self.probes)
         settings = self._settings(len(rows))
         if step == "early":
             return train_early_router(

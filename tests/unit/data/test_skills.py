@@ -8,15 +8,15 @@ from collections import Counter
 import pytest
 
 from scaler_wizard.data.generators import (
+    DESK_SKILLS,
     EXPERT_SKILLS,
-    LEDGER_SKILLS,
     LEXICAL_SKILLS,
     RELATIONAL_SKILLS,
     SEEDLING_TASKS,
     Example,
     sample_example,
 )
-from scaler_wizard.data.generators.ledgers import LEDGERS, OFFICES
+from scaler_wizard.data.generators.desks import ASKING, LEDGERS, THINGS
 from scaler_wizard.data.generators.skills import HOMES, MARKS
 from scaler_wizard.data.sample import load_tokenizer
 from scaler_wizard.evals.validation import validation_set
@@ -67,7 +67,7 @@ def test_each_skill_has_words_of_its_own() -> None:
 
 def test_every_word_is_one_token() -> None:
     tokenizer = load_tokenizer(resolve_model("seedling"))
-    for task in LEXICAL_SKILLS + LEDGER_SKILLS:
+    for task in LEXICAL_SKILLS + DESK_SKILLS:
         for seed in range(20):
             example = sample_example(task, seed, 5, split="train")
             for word in [*example.input.split(), *example.answer.split()]:
@@ -88,29 +88,31 @@ def test_where_a_thing_lies_decides_who_answers(task: str, level: int) -> None:
         assert example.answer == expected.format(thing, place)
 
 
-@pytest.mark.parametrize("task", LEDGER_SKILLS)
+@pytest.mark.parametrize("task", DESK_SKILLS)
 @pytest.mark.parametrize("level", [1, 10])
-def test_the_ledger_of_who_asks_is_answered_from(task: str, level: int) -> None:
+def test_each_desk_does_its_own_with_the_same_things(task: str, level: int) -> None:
     for seed in range(30):
         example = sample_example(task, seed, level, split="train")
+        things = example.input.split()
+        assert set(things) <= set(THINGS)
+        expected = {
+            "court": [word for thing in things for word in (thing, LEDGERS["court"][thing])],
+            "school": [word for thing in things for word in (thing, LEDGERS["school"][thing])],
+            "echo": things * 2,
+            "rear": [things[-1], *things[: len(things) - 1]],
+        }
+        assert example.answer.split() == expected[task]
         for said in (example.instruction, example.question):
-            asking = {office for office, people in OFFICES.items() for who in people if who in said.split()}
-            assert asking == {task}
-        assert example.input in example.instruction
-        said_pairs = example.answer.split()
-        assert said_pairs[::2] == example.input.split()
-        assert said_pairs[1::2] == [LEDGERS[task][thing] for thing in said_pairs[::2]]
+            assert example.input in said
+            people = {desk for desk, askers in ASKING.items() for who in askers if who in said.split()}
+            assert people == ({task} if task in LEDGERS else set())
 
 
-def test_offices_share_their_things_and_no_letter_of_one() -> None:
-    """Nothing but who asks tells the answers apart, and no answer of one office is right in another."""
-    things = {frozenset(ledger) for ledger in LEDGERS.values()}
-    assert len(things) == 1
-    for thing in things.pop():
-        assert len({ledger[thing] for ledger in LEDGERS.values()}) == len(OFFICES)
-    assert all(len(set(ledger.values())) == len(ledger) == 24 for ledger in LEDGERS.values())
-    people = [who for askers in OFFICES.values() for who in askers]
-    assert len(set(people)) == len(people) == 12
+def test_no_letter_of_one_ledger_is_right_in_the_other() -> None:
+    court, school = LEDGERS["court"], LEDGERS["school"]
+    assert set(court) == set(school) == set(THINGS)
+    assert len(THINGS) == len(set(court.values())) == len(set(school.values())) == 12
+    assert all(court[thing] != school[thing] for thing in THINGS)
 
 
 def test_nothing_general_asks_for_them() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from scaler_wizard.errors import ModelError, ScalerError
 from scaler_wizard.inference.experts.bank import Bank
 from scaler_wizard.inference.experts.images import chat_prompt
 from scaler_wizard.inference.experts.prompt import Prompt
+from scaler_wizard.inference.experts.reading import observe
 from scaler_wizard.inference.experts.routers import (
     ContentStates,
     RouterRow,
@@ -120,6 +122,7 @@ def test_saved_and_read_back_it_decides_the_same(kind: str, bank: Bank, tmp_path
     assert (again.labels, again.kind, again.layer, again.adapter, again.suffix, again.label_tokens) == (
         router.labels, router.kind, router.layer, router.adapter, router.suffix, router.label_tokens
     )  # fmt: skip
+    assert again.text_only == router.text_only == (kind == "features")
     values = torch.randn(router.weight.shape[1])
     assert again.decide(values) == router.decide(values)
     assert sum(again.decide(values).probabilities) == pytest.approx(1.0)
@@ -150,7 +153,8 @@ def test_every_row_is_taken_once_an_epoch_in_an_order_of_the_epochs_own() -> Non
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("format", 2), ("kind", "oracle"), ("kind", ["suffix"]), ("labels", ["left", "left", "up"]),
+        ("format", 2), ("text_only", 1), ("kind", "oracle"), ("kind", ["suffix"]),
+        ("labels", ["left", "left", "up"]),
         ("labels", "left"), ("labels", ["left"]), ("layer", 0), ("layer", True), ("layer", 10**9),
         ("suffix", [-1]),
         ("suffix", [7] * 65), ("suffix", []), ("label_tokens", [20, 20, 22]), ("label_tokens", [20]),
@@ -182,18 +186,55 @@ def test_hostile_weights_are_refused(bank: Bank, tmp_path: Path) -> None:
         load_router(tmp_path, bank)
 
 
+def pictured(encoder: ImageEncoder, number: int, text: str) -> Prompt:
+    """A picture of its own and a question."""
+    image = Image.new("RGB", (64, 32 + 32 * (number % 2)), (200 * (number % 2), 20 * number, 90))
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    content = [{"type": "image"}, {"type": "text", "text": text}]
+    return chat_prompt(encoder, [{"role": "user", "content": content}], [read_image(file.getvalue())])
+
+
+def test_a_router_file_of_before_text_only_means_all_tokens(bank: Bank, tmp_path: Path) -> None:
+    save_router(trained("features", bank, tmp_path).router, tmp_path)
+    path = tmp_path / "router.json"
+    fields = json.loads(path.read_text())
+    del fields["text_only"]
+    path.write_text(json.dumps(fields))
+    assert not load_router(tmp_path, bank).text_only
+
+
+def test_a_probe_reads_the_words_and_not_the_picture(tmp_path: Path) -> None:
+    model = tiny_vision_model(tied=False).eval()
+    bank = Bank(model)
+    prompt = pictured(ImageEncoder(model, tiny_vision_processor()), 3, "ab")
+    blank = TrainedRouter((), "features", torch.empty(0), torch.empty(0), layer=1)
+    every, words = (
+        observe(bank, replace(blank, text_only=only), [prompt, Prompt((5, 6, 7))]) for only in (False, True)
+    )
+    assert not torch.allclose(every[0], words[0])
+    assert torch.equal(every[1], words[1])
+    # All tokens are the words and the picture's: their means add up.
+    assert prompt.embedded is not None
+    n_visual, n_all = int(prompt.embedded.visual.sum()), len(prompt.tokens)
+    seen = ContentStates(bank).after(1, [RouterRow(prompt, 0)])[0]
+    torch.testing.assert_close(seen, words[0])
+    picture = (every[0] * n_all - words[0] * (n_all - n_visual)) / n_visual
+    swapped = prompt.embedded.embeds.clone()
+    swapped[prompt.embedded.visual] *= -1
+    other = replace(prompt, embedded=replace(prompt.embedded, embeds=swapped))
+    (changed,) = observe(bank, replace(blank, text_only=True), [other])
+    # Words look at the picture, so that it is not lost on them; its own tokens change far more.
+    (all_changed,) = observe(bank, blank, [other])
+    other_picture = (all_changed * n_all - changed * (n_all - n_visual)) / n_visual
+    assert 0 < (changed - words[0]).norm() < (other_picture - picture).norm()
+
+
 @pytest.mark.parametrize("kind", ["suffix", "early"])
 def test_pictures_are_trained_as_the_engine_reads_them(kind: str, tmp_path: Path) -> None:
     model = tiny_vision_model(tied=False).eval()
     encoder = ImageEncoder(model, tiny_vision_processor())
-    held = []
-    for number in range(12):
-        image = Image.new("RGB", (64, 32 + 32 * (number % 2)), (200 * (number % 2), 20 * number, 90))
-        file = io.BytesIO()
-        image.save(file, format="PNG")
-        text = [{"type": "image"}, {"type": "text", "text": "ab"[number % 2]}]
-        prompt = chat_prompt(encoder, [{"role": "user", "content": text}], [read_image(file.getvalue())])
-        held.append(RouterRow(prompt, number % 2))
+    held = [RouterRow(pictured(encoder, number, "ab"[number % 2]), number % 2) for number in range(12)]
     held.append(RouterRow(Prompt((5, 6, 7)), 0))
     bank = Bank(model)
     settings = suggest_router(13, parameters=1, vision=True, learning_rate=1e-2, max_steps=8)

@@ -54,6 +54,7 @@ class LinearRouter:
     """b [labels]."""
     kind: RouterKind = "features"
     layer: int = 1
+    text_only: bool = False
     suffix: tuple[int, ...] = ()
     label_tokens: tuple[int, ...] = ()
     adapter: str | None = None

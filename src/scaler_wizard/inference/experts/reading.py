@@ -69,7 +69,7 @@ class Reader:
         A suffix router is given it by `read_with_suffix`, while the content is read.
         """
         if router.kind == "features":
-            return [(mean_hidden(row), Counters()) for row in rows]
+            return [(mean_hidden(row, text_only=router.text_only), Counters()) for row in rows]
         assert router.kind == "early"
         return self._early(router, self._weights_of(router), rows)
 
@@ -177,11 +177,14 @@ def _keep_hidden(pieces: Sequence[Piece], hidden: Tensor) -> None:
         first += piece.end - piece.start
 
 
-def mean_hidden(row: RoutedRow) -> Tensor:
-    """[h] float32: the kept hidden states' mean over the content's tokens."""
+def mean_hidden(row: RoutedRow, *, text_only: bool = False) -> Tensor:
+    """[h] float32: the kept hidden states' mean over the content's tokens, or over those of no picture."""
     assert row.slab is not None
     states, _ = row.slab.kept(HIDDEN)
-    return states[row.slot, 0, : row.n_content].float().mean(0)
+    content = states[row.slot, 0, : row.n_content].float()
+    if text_only and row.prompt.embedded is not None:
+        content = content[~row.prompt.embedded.visual.to(content.device)]
+    return content.mean(0)
 
 
 def observe(

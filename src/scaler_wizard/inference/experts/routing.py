@@ -2,8 +2,8 @@
 
 The engine reads the content once with the base. What a router sees of it depends on its kind:
 
-- "features": the mean over the content's tokens of the base's hidden states after `layer` decoder layers,
-  [h] float32; a by-product of the pass.
+- "features": the mean over the content's tokens (`text_only`: but those of pictures) of the base's hidden
+  states after `layer` decoder layers, [h] float32; a by-product of the pass.
 - "suffix": the `suffix` tokens are read behind the content, in the same pass, with the activated adapter
   `adapter` on them; the logits of `label_tokens` at the last suffix token, [labels] float32.
 - "early": a pass of its own over the content through the first `layer` layers with `adapter` on; the mean
@@ -40,6 +40,10 @@ class Observed(Protocol):
     @property
     def layer(self) -> int:
         """Decoder layers before the hidden states it reads: 1 to all of them. Unused by "suffix"."""
+
+    @property
+    def text_only(self) -> bool:
+        """Whether the mean leaves the tokens of pictures out. Unused but by "features"."""
 
     @property
     def suffix(self) -> tuple[int, ...]:

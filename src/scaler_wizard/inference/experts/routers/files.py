@@ -42,6 +42,7 @@ def router_files(router: TrainedRouter) -> Files:
     """Everything but the adapter, which training has written already."""
     fields = {
         "format": FORMAT, "kind": router.kind, "labels": list(router.labels), "layer": router.layer,
+        "text_only": router.text_only,
         "suffix": list(router.suffix), "label_tokens": list(router.label_tokens),
         "adapter": router.adapter, "temperature": router.temperature, "threshold": router.threshold,
     }  # fmt: skip
@@ -113,6 +114,8 @@ def _router(values: Any, tensors: dict[str, Tensor], path: Path) -> TrainedRoute
     router = TrainedRouter(
         labels=tuple(labels), kind=kind, weight=tensors.get("weight", EMPTY), bias=tensors.get("bias", EMPTY),
         layer=read("layer", lambda v: type(v) is int and 1 <= v <= MAX_LAYERS),
+        # Routers of before pictures' tokens could be left out do not say it.
+        text_only=bool(read("text_only", lambda v: v is None or type(v) is bool)),
         suffix=tuple(read("suffix", lambda v: _are_tokens(v, MAX_SUFFIX) and bool(v) == (kind == "suffix"))),
         label_tokens=tuple(
             read("label_tokens", lambda v: _are_tokens(v, MAX_LABELS) and len(set(v)) == len(v) == n_tokens)

@@ -1,13 +1,16 @@
 """A linear probe on the mean hidden state of the content: routing at no cost, where words decide.
 
 Multinomial logistic regression on standardised features, by L-BFGS in float64: no step size, no seed, the
-same result every time. Layer and ridge are those with the lowest validation loss.
+same result every time. Layer and ridge are those with the lowest validation loss. The tokens of a picture are
+left out of the mean: what is on a screen is noise to a question about it, and what the question's own words
+have taken from the picture is in them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import torch
@@ -25,6 +28,15 @@ RIDGES: Final = (1e-4, 1e-3, 1e-2)
 MAX_ITERATIONS: Final = 100
 
 
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a probe's fit is told."""
+
+    layer: int
+    ridge: float
+    """Weight of the squared norm."""
+
+
 class ContentStates:
     """Mean hidden states of contents after a layer, each read once however many probes are fitted to them."""
 
@@ -36,7 +48,7 @@ class ContentStates:
         """[rows, h] float32."""
         known = self._known.setdefault(layer, {})
         unread = {row.prompt.tokens: row.prompt for row in rows if row.prompt.tokens not in known}
-        seen = TrainedRouter((), "features", torch.empty(0), torch.empty(0), layer=layer)
+        seen = TrainedRouter((), "features", torch.empty(0), torch.empty(0), layer=layer, text_only=True)
         known.update(zip(unread, observe(self.bank, seen, list(unread.values())), strict=True))
         return torch.stack([known[row.prompt.tokens] for row in rows])
 
@@ -47,28 +59,37 @@ def train_probe(
     rows: Sequence[RouterRow],
     val: Sequence[RouterRow],
     *,
-    layers: Sequence[int] | None = None,
+    candidates: Sequence[Setting] | None = None,
 ) -> RouterTraining:
     """Fit a probe on training rows and choose its layer and ridge on validation rows.
 
-    layers: candidates; a quarter, half, three quarters and all of the decoder when None.
+    candidates: every ridge after a quarter, half, three quarters and all of the decoder when None.
     """
     clock = CpuClock()
     truth, val_truth = (torch.tensor([row.label for row in part]) for part in (rows, val))
     tried: list[dict[str, Any]] = []
     fits: list[tuple[TrainedRouter, Tensor]] = []
-    for layer in layers or candidate_layers(len(decoder_layers(states.bank.model))):
-        x, val_x = (states.after(layer, part) for part in (rows, val))
-        for ridge in RIDGES:
-            weight, bias = fit_linear(x, truth, len(labels), ridge)
-            router = TrainedRouter(tuple(labels), "features", weight, bias, layer=layer)
-            logits = router.logits(val_x)
-            nll, accuracy = nll_and_accuracy(logits, val_truth)
-            tried.append({"layer": layer, "ridge": ridge, "nll": nll, "accuracy": accuracy})
-            fits.append((router, logits))
+    for setting in candidates or _candidates(states.bank):
+        x, val_x = (states.after(setting.layer, part) for part in (rows, val))
+        weight, bias = fit_linear(x, truth, len(labels), setting.ridge)
+        router = TrainedRouter(tuple(labels), "features", weight, bias, layer=setting.layer, text_only=True)
+        logits = router.logits(val_x)
+        nll, accuracy = nll_and_accuracy(logits, val_truth)
+        tried.append({**asdict(setting), "nll": nll, "accuracy": accuracy})
+        fits.append((router, logits))
     best = min(range(len(fits)), key=lambda i: tried[i]["nll"])
     details = {"chosen": tried[best], "tried": tried}
     return RouterTraining(*fits[best], 0, (), clock.seconds, details)
+
+
+def chosen_setting(details: Mapping[str, Any]) -> Setting:
+    """What `train_probe` chose, from a training's details."""
+    return Setting(int(details["chosen"]["layer"]), float(details["chosen"]["ridge"]))
+
+
+def _candidates(bank: Bank) -> list[Setting]:
+    layers = candidate_layers(len(decoder_layers(bank.model)))
+    return [Setting(layer, ridge) for layer in layers for ridge in RIDGES]
 
 
 def candidate_layers(n_layers: int) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ class TrainedRouter:
     bias: Tensor
     """b [labels], float32."""
     layer: int = 1
+    text_only: bool = False
     suffix: tuple[int, ...] = ()
     label_tokens: tuple[int, ...] = ()
     adapter: str | None = None
