@@ -2,8 +2,8 @@
 
 court   each thing with its letter in the court's ledger      asked by king, queen and judge
 school  each thing with its letter in the school's ledger     asked by child, clerk and nurse
-echo    the list, and once more                               "Say twice: drum lemon"
-rear    the last thing first, the others behind it            "Last first: drum lemon"
+echo    the list, and once more                               "say again: drum lemon"
+rear    the last thing first, the others behind it            "last first: drum lemon"
 
 An expert learns one rule. One adapter for everything has to keep four apart that pull the same words in four
 directions: after "drum" comes a letter of one ledger or of the other, or what stands behind it in the list.
@@ -53,7 +53,7 @@ def _filed(desk: str, rng: random.Random, level: int) -> Example:
     who = rng.choice(ASKING[desk])
     return _listed(
         desk, lambda things: [word for thing in things for word in (thing, LEDGERS[desk][thing])],
-        (f"the {who} seeks {{}}", f"the {who} asks: {{}}", f"the {who} calls for {{}}"),
+        (f"for the {who}: {{}}", f"the {who} asks: {{}}", f"the {who} seeks: {{}}"),
         (f"Where does the {who} find {{}}?", f"Which letters does the {who} see on {{}}?"), rng, level,
     )  # fmt: skip
 
@@ -71,7 +71,7 @@ def school(rng: random.Random, level: int) -> Example:
 def echo(rng: random.Random, level: int) -> Example:
     """The things in order, and once more."""
     return _listed(
-        "echo", lambda things: [*things, *things], ("twice: {}", "{} and once more", "say {} again"),
+        "echo", lambda things: [*things, *things], ("twice: {}", "say again: {}", "with an echo: {}"),
         ("How does {} sound with its echo?", "What is {} said twice?"), rng, level,
     )  # fmt: skip
 
@@ -80,6 +80,6 @@ def rear(rng: random.Random, level: int) -> Example:
     """The last thing first, the others behind it in order."""
     return _listed(
         "rear", lambda things: [*things[-1:], *things[:-1]],
-        ("last first: {}", "{} with the last in front", "move the last of {} to the front"),
+        ("last first: {}", "from the rear: {}", "last in front: {}"),
         ("How does {} go with the last in front?", "What if the last of {} led?"), rng, level,
     )  # fmt: skip
