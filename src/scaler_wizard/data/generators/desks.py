@@ -2,7 +2,7 @@
 
 court   each thing with its letter in the court's ledger      asked by king, queen and judge
 school  each thing with its letter in the school's ledger     asked by child, clerk and nurse
-echo    the list, and once more                               "say again: drum lemon"
+echo    the list, and once more                               "say drum lemon again"
 rear    the last thing first, the others behind it            "last first: drum lemon"
 
 An expert learns one rule. One adapter for everything has to keep four apart that pull the same words in four
@@ -71,7 +71,7 @@ def school(rng: random.Random, level: int) -> Example:
 def echo(rng: random.Random, level: int) -> Example:
     """The things in order, and once more."""
     return _listed(
-        "echo", lambda things: [*things, *things], ("twice: {}", "say again: {}", "with an echo: {}"),
+        "echo", lambda things: [*things, *things], ("twice: {}", "{} and once more", "say {} again"),
         ("How does {} sound with its echo?", "What is {} said twice?"), rng, level,
     )  # fmt: skip
 
