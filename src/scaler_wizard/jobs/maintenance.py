@@ -25,6 +25,7 @@ from scaler_wizard.specs.continual import LEARNING_SECTIONS, LOCKED, ContinualCo
 from scaler_wizard.store import backup, config, flightlog, versions
 from scaler_wizard.store.config import Difference
 from scaler_wizard.store.database import Database, transaction
+from scaler_wizard.store.experts_import import publish_imported
 from scaler_wizard.store.records import Version
 from scaler_wizard.store.tables import RUNS
 from scaler_wizard.store.version_files import version_name
@@ -43,6 +44,7 @@ class Maintenance:
             "versions": self._versions,
             "version_restore": self._version_restore,
             "version_delete": self._version_delete,
+            "experts_import": self._experts_import,
             "config_set": self._config_set,
             "config_last_run": self._config_last_run,
             "backup_create": self._backup_create,
@@ -86,6 +88,16 @@ class Maintenance:
             gone = versions.delete(connection, self.workspace, wanted.lineage, wanted.number)
         self._note("version_deleted", request, {"lineage": gone.lineage, "version": gone.number})
         return {"message": f"{gone.lineage} {version_name(gone.number)} is deleted; its number stays taken"}
+
+    def _experts_import(self, request: Answer) -> Answer:
+        """{lineage, folder, by} -> the row of a held version: a bundle that was brought here."""
+        name, folder = str(request.get("lineage")), Path(str(request.get("folder")))
+        with self.database.session() as connection:
+            version = publish_imported(connection, self.workspace, name, folder, time.time())
+            row = self._row(connection, version)
+        data = {"lineage": version.lineage, "version": version.number, "sha256": version.sha256}
+        self._note("experts_imported", request, data)
+        return row
 
     def _version(self, connection: Connection, request: Answer) -> Version:
         lineages = sorted({row.lineage for row in versions.list_versions(connection)})

@@ -17,6 +17,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -170,10 +171,15 @@ def _parse(folder: Path, value: Any) -> Bundle:
     extra = value.get("extra") or {}
     if not isinstance(extra, dict):
         raise _UnusableError("extra is not an object")
-    return Bundle(
+    bundle = Bundle(
         folder, base, _hash(value.get("base_sha256"), "base_sha256"), experts, together,
         _hash(value.get("router_sha256"), "router_sha256"), fallback, tokens, prompt, extra,
     )  # fmt: skip
+    places = sorted(contained(folder, part.path) for part in parts(bundle))
+    for one, following in pairwise(places):
+        if following.is_relative_to(one):
+            raise _UnusableError(f"{following.name} lies in another part of the bundle, or is one twice")
+    return bundle
 
 
 def _lora(folder: Path, value: Any, reserved: tuple[str, ...]) -> BundledLora:
@@ -202,7 +208,8 @@ def _lora(folder: Path, value: Any, reserved: tuple[str, ...]) -> BundledLora:
     found = BundledLora(**value)
     if _hash(found.sha256, "sha256") is None:
         raise _UnusableError(f"{label} has no content hash")
-    _hash(found.twin_sha256, "twin_sha256")
+    if (_hash(found.twin_sha256, "twin_sha256") is None) != (found.twin is None):
+        raise _UnusableError(f"{label} has a twin without a content hash, or a hash without a twin")
     return found
 
 
@@ -214,21 +221,37 @@ def _hash(value: Any, name: str) -> str | None:
     return value
 
 
-def _verify(bundle: Bundle) -> None:
+@dataclass(frozen=True)
+class Part:
+    """A folder of a bundle."""
+
+    path: str
+    """Below the bundle's folder."""
+    sha256: str
+    """`registry.content_hash` of it."""
+    words: str
+
+
+def parts(bundle: Bundle) -> list[Part]:
+    """Every folder that belongs to a bundle."""
     every = [*bundle.experts, *([bundle.multitask] if bundle.multitask else [])]
-    places = [(bundle.folder_of(lora), lora.sha256, lora.label) for lora in every]
-    places += [
-        (contained(bundle.folder, lora.twin), lora.twin_sha256, f"twin of {lora.label}")
+    found = [Part(lora.path, lora.sha256, lora.label) for lora in every]
+    found += [
+        Part(lora.twin, lora.twin_sha256, f"twin of {lora.label}")
         for lora in every
         if lora.twin and lora.twin_sha256
     ]
-    if bundle.router is not None and bundle.router_sha256:
-        places.append((bundle.router, bundle.router_sha256, "the router"))
-    for folder, digest, words in places:
+    if bundle.router_sha256:
+        found.append(Part(ROUTER, bundle.router_sha256, "the router"))
+    return found
+
+
+def _verify(bundle: Bundle) -> None:
+    for part in parts(bundle):
         try:
-            found = content_hash(folder)
+            found = content_hash(contained(bundle.folder, part.path))
         except (ModelNotFoundError, CheckpointError, OSError) as error:
             why = error.found if isinstance(error, ModelError | CheckpointError) else str(error)
-            raise _UnusableError(f"{words}: {why}") from None
-        if found != digest:
-            raise _UnusableError(f"the bytes of {words} are not those that were saved ({found[:12]})")
+            raise _UnusableError(f"{part.words}: {why}") from None
+        if found != part.sha256:
+            raise _UnusableError(f"the bytes of {part.words} are not those that were saved ({found[:12]})")

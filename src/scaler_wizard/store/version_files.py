@@ -16,7 +16,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +39,7 @@ from scaler_wizard.store.workspace import Workspace
 VersionKind = Literal["adapter", "full", "experts"]
 WEIGHTS: dict[VersionKind, str] = {"adapter": "adapter", "full": "model", "experts": "bundle"}
 MANIFEST_SCHEMA = 1
+IMPORTED = "imported"
 MAX_DESCRIPTION = 500
 _MAX_MANIFEST_BYTES = 16 << 20
 _STAGING = ".staging-"
@@ -67,6 +68,7 @@ class VersionManifest:
     parent: int | None
     """Number of the version it was trained from."""
     run: str
+    """The run that made it; `IMPORTED` for a bundle from elsewhere."""
     sha256: str
     """Content hash of the weights' folder, as `registry.content_hash` computes it."""
     description: str
@@ -121,32 +123,44 @@ def stage(workspace: Workspace, run_dir: RunDir, result: Mapping[str, Any], now:
         raise RunError(f"run {run_dir.id} has no parent.json", "a run that was started", "start it again")
     kind, source = _exported(run_dir, result)
     said = result.get("version") or {}
-    folder = workspace.models / safe_name(str(parent["lineage"]), "lineage")
-    staging = folder / f"{_STAGING}{run_dir.id}-{secrets.token_hex(4)}"
-    fs = run_dir.fs
+    draft = VersionManifest(
+        lineage=safe_name(str(parent["lineage"]), "lineage"), kind=kind,
+        base=None if kind == "full" else _base(parent, result), parent=parent["version"], run=run_dir.id,
+        sha256="", description=" ".join(str(said.get("description") or run_dir.id).split())[:MAX_DESCRIPTION],
+        promote=bool(said.get("promote", False)), created=now, files={},
+        reasons=tuple(str(reason)[:MAX_DESCRIPTION] for reason in said.get("reasons") or ()),
+        metrics=dict(said.get("metrics") or {}),
+    )  # fmt: skip
+    return stage_files(workspace, source, draft, run_dir.fs)
+
+
+def stage_files(workspace: Workspace, source: Path, draft: VersionManifest, fs: FileSystem) -> StagedVersion:
+    """Bring a folder of weights into models/LINEAGE/.staging-*, hashed and durable.
+
+    Args:
+        draft: the manifest without hashes.
+
+    Raises:
+        ModelError: the folder holds links, or the disk is full or failing.
+    """
+    folder = workspace.models / draft.lineage
+    staging = folder / f"{_STAGING}{draft.run}-{secrets.token_hex(4)}"
     try:
         if not folder.is_dir():
             fs.mkdir(folder)
             fs.fsync(workspace.models)
-        for leftover in folder.glob(f"{_STAGING}{run_dir.id}-*"):
+        for leftover in folder.glob(f"{_STAGING}{draft.run}-*"):
             fs.remove_tree(leftover)
         fs.mkdir(staging)
-        _copy(source, staging / WEIGHTS[kind], fs)
+        _copy(source, staging / WEIGHTS[draft.kind], fs)
         files = hash_files(staging)
-        manifest = VersionManifest(
-            lineage=folder.name, kind=kind, base=None if kind == "full" else _base(parent, result),
-            parent=parent["version"], run=run_dir.id, sha256=_weights_hash(kind, files),
-            description=" ".join(str(said.get("description") or run_dir.id).split())[:MAX_DESCRIPTION],
-            promote=bool(said.get("promote", False)), created=now, files=files,
-            reasons=tuple(str(reason)[:MAX_DESCRIPTION] for reason in said.get("reasons") or ()),
-            metrics=dict(said.get("metrics") or {}),
-        )  # fmt: skip
+        manifest = replace(draft, sha256=_weights_hash(draft.kind, files), files=files)
         fs.write(staging / MANIFEST, manifest_bytes(manifest))
         fsync_tree(staging, fs=fs)
     except (OSError, CheckpointError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise ModelError(
-            f"the new version of {parent['lineage']} could not be stored ({why})",
+            f"the new version of {draft.lineage} could not be stored ({why})",
             "a working disk with space, and plain files",
             "free some space; it is tried again, the trained weights are in the run's export",
         ) from error

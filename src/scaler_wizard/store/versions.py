@@ -24,6 +24,7 @@ from scaler_wizard.store.rundir import RunDir
 from scaler_wizard.store.states import FINISHED, RunStatus
 from scaler_wizard.store.tables import RUNS, VERSIONS
 from scaler_wizard.store.version_files import (
+    IMPORTED,
     WEIGHTS,
     StagedVersion,
     VersionManifest,
@@ -111,10 +112,20 @@ def publish(
     Raises:
         RunError, ModelError: as `stage`.
     """
-    fs = run_dir.fs
-    staged = staged or stage(workspace, run_dir, result, now)
-    manifest = staged.manifest
-    known = _published(connection, manifest)
+    return publish_staged(
+        connection, workspace, staged or stage(workspace, run_dir, result, now), now, run_dir.fs
+    )
+
+
+def publish_staged(
+    connection: Connection, workspace: Workspace, staged: StagedVersion, now: float, fs: FileSystem = OS
+) -> Version:
+    """Give staged files a number, a place and a row; the version that they are already, where they are one.
+
+    Raises:
+        ModelError: the disk is full or failing.
+    """
+    known = _published(connection, staged.manifest)
     if known is not None:
         fs.remove_tree(staged.path)
         return known
@@ -283,7 +294,11 @@ def orphans(connection: Connection, workspace: Workspace) -> list[tuple[Path, Ve
 
 
 def _published(connection: Connection, manifest: VersionManifest) -> Version | None:
-    same = (VERSIONS.c.run_id == manifest.run) & (VERSIONS.c.sha256 == manifest.sha256)
+    same = VERSIONS.c.sha256 == manifest.sha256
+    if manifest.run == IMPORTED:  # whoever made it: the same bytes are not kept twice
+        same &= VERSIONS.c.lineage == manifest.lineage
+    else:
+        same &= VERSIONS.c.run_id == manifest.run
     with transaction(connection):
         row = connection.execute(select(VERSIONS).where(same, VERSIONS.c.status != "deleted")).mappings()
         first = row.first()
