@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from scaler_wizard.data.images import CheckedImage
 from scaler_wizard.errors import IncompatibleModelError, RowError
+from scaler_wizard.models.feature_files import FeatureFiles, tower_key
 from scaler_wizard.models.rope import base_model
 from scaler_wizard.models.tiny_vision import VisionProcessor
 
@@ -102,9 +104,17 @@ class FeatureCache:
 
 
 class ImageEncoder:
-    """The vision tower of one model in front of a cache of its features. For one thread."""
+    """The vision tower of one model behind a cache of its features. For one thread.
 
-    def __init__(self, model: Any, processor: VisionProcessor, *, cache: FeatureCache | None = None) -> None:
+    Args:
+        cache: in memory; one of its own when None.
+        files: on disk, for other processes and later ones.
+    """
+
+    def __init__(
+        self, model: Any, processor: VisionProcessor, *, cache: FeatureCache | None = None,
+        files: FeatureFiles | None = None,
+    ) -> None:  # fmt: skip
         base = base_model(model)
         if not is_vision_model(base):
             raise IncompatibleModelError(
@@ -115,8 +125,16 @@ class ImageEncoder:
         self._model: Any = base
         self.processor = processor
         self._cache = cache if cache is not None else FeatureCache()
+        self._files = files
         self.encodes = 0
         """Images that went through the vision tower so far."""
+        self.from_disk = 0
+        """Images whose features an earlier process has left."""
+
+    @cached_property
+    def _tower_key(self) -> str:
+        images = self.processor.images.to_dict()
+        return tower_key(self._model.model.visual, images)
 
     @property
     def config(self) -> Any:
@@ -128,22 +146,42 @@ class ImageEncoder:
         """Features of an image, from the cache where it has them."""
         if (known := self._cache.get(image.sha256)) is not None:
             return known
+        features = self._kept(image)
+        if features is None:
+            features = self._encode(image)
+            self.encodes += 1
+            if self._files is not None:
+                self._files.keep(self._tower_key, image.sha256, _tensors(features))
+        self._cache.keep(features)
+        return features
+
+    def _kept(self, image: CheckedImage) -> ImageFeatures | None:
+        """Features that lie on disk."""
+        if self._files is None:
+            return None
+        tensors = self._files.read(self._tower_key, image.sha256)
+        if tensors is None:
+            return None
+        self.from_disk += 1
+        device = self._model.model.visual.device
+        time, height, width = (int(n) for n in tensors["grid"])
+        levels = tuple(tensors[f"deepstack.{level}"].to(device) for level in range(len(tensors) - 2))
+        return ImageFeatures(image.sha256, (time, height, width), tensors["embeds"].to(device), levels)
+
+    def _encode(self, image: CheckedImage) -> ImageFeatures:
         pixels = self.processor.pixels([image.image])
         tower = self._model.model.visual
         output = self._model.model.get_image_features(
             pixels.values.to(tower.device), pixels.grids.to(tower.device), return_dict=True
         )
-        self.encodes += 1
         merge = tower.spatial_merge_size
         time, height, width = (int(n) for n in pixels.grids[0])
-        features = ImageFeatures(
+        return ImageFeatures(
             image.sha256,
             (time, height // merge, width // merge),
             output.pooler_output[0],
             tuple(level[0] for level in output.deepstack_features),
         )
-        self._cache.keep(features)
-        return features
 
     @torch.no_grad()
     def content(self, ids: Sequence[int], images: Sequence[CheckedImage] = ()) -> VisionContent:
@@ -178,6 +216,12 @@ class ImageEncoder:
             image_tokens=tuple(f.n_tokens for f in features),
             encodes=self.encodes - before,
         )
+
+
+def _tensors(features: ImageFeatures) -> dict[str, Tensor]:
+    """As they lie on disk."""
+    levels = {f"deepstack.{level}": part for level, part in enumerate(features.deepstack)}
+    return {"embeds": features.embeds, "grid": torch.tensor(features.grid), **levels}
 
 
 def is_vision_model(model: Any) -> bool:

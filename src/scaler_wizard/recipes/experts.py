@@ -19,6 +19,7 @@ from scaler_wizard.errors import CheckpointError
 from scaler_wizard.evals.worth import Standing, decide_worth
 from scaler_wizard.inference.experts.routers.files import load_router
 from scaler_wizard.inference.experts.served import Served, add_expert, serve_base
+from scaler_wizard.models.feature_files import FeatureFiles
 from scaler_wizard.models.hashing import weights_sha256
 from scaler_wizard.planning.locate import resolve_model
 from scaler_wizard.planning.plan import Plan
@@ -85,6 +86,11 @@ class ExpertsRecipe:
         (directory / STATE_FILE).write_text(json.dumps({"done": list(self.done)}), encoding="utf-8")
 
     @property
+    def workspace(self) -> Workspace:
+        """Where the run lies."""
+        return Workspace(self.run_dir.path.parent.parent)
+
+    @property
     def rows(self) -> RoutingSet:
         """The routing set, read and checked once an attempt."""
         if self._rows is None:
@@ -98,6 +104,7 @@ class ExpertsRecipe:
             self._served = serve_base(
                 self.job.model.base_model, device=self.plan.device, dtype=DTYPES[self.plan.precision],
                 tokenizer=self.job.model.tokenizer,
+                features=FeatureFiles(self.workspace.vision_features),
             )  # fmt: skip
             for label, folder in adapter_folders(self.job, self.done["P1"]).items():
                 add_expert(self._served, label, folder)
@@ -121,7 +128,7 @@ class ExpertsRecipe:
 
     def preprocess(self, context: PhaseContext) -> Metrics:
         """Every input as tokens, kept by the hash of what it was made from."""
-        cache = Workspace(self.run_dir.path.parent.parent).root / "cache" / "contents"
+        cache = self.workspace.root / "cache" / "contents"
         return encode(context, self.served, self.rows, cache)
 
     # P3

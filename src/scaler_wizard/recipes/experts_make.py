@@ -15,6 +15,7 @@ from typing import Any
 
 from scaler_wizard.data.routing import RoutingRow, RoutingSet
 from scaler_wizard.models.export import export_adapter
+from scaler_wizard.models.feature_files import FeatureFiles
 from scaler_wizard.models.rope import base_model
 from scaler_wizard.models.tensor_files import Files
 from scaler_wizard.models.vision import FeatureCache, ImageEncoder, is_vision_model
@@ -29,6 +30,7 @@ from scaler_wizard.specs.experts import ExpertsJob
 from scaler_wizard.store.checkpoint_files import Checkpoint
 from scaler_wizard.store.registry import content_hash
 from scaler_wizard.store.rundir import RunDir
+from scaler_wizard.store.workspace import Workspace
 
 WHO_FILE = "expert.json"
 MULTITASK = "multitask"
@@ -53,12 +55,13 @@ class AdapterSession(ModelSession):
         super().__init__(job, plan, activated=lesson.activated)
         self.lesson = lesson
 
-    def encoder(self, cache: FeatureCache) -> ImageEncoder | None:
-        """Reads pictures that are not in the cache yet; None for a base that reads text only."""
+    def encoder(self, cache: FeatureCache, files: FeatureFiles) -> ImageEncoder | None:
+        """Reads pictures that are not in the caches yet; None for a base that reads text only."""
         model = base_model(self.adapted)
         if not is_vision_model(model):
             return None
-        return ImageEncoder(model, load_vision_processor(self.path, model, self.tokenizer), cache=cache)
+        processor = load_vision_processor(self.path, model, self.tokenizer)
+        return ImageEncoder(model, processor, cache=cache, files=files)
 
     def files(self) -> Files:
         return {**super().files(), WHO_FILE: json.dumps({"name": self.lesson.name}).encode()}
@@ -129,9 +132,11 @@ def _make(
     context.note(f"training {one.words}: {len(one.rows):,} rows, {one.steps} steps")
     session = AdapterSession(job, plan, one)
     phase: PhasePlan = plan.phase(context.phase)
-    tokens, collate = lesson(
-        one.rows, session.tokenizer, phase.context, session.invocation, session.encoder(pictures)
-    )
+    files = FeatureFiles(Workspace(run_dir.path.parent.parent).vision_features)
+    encoder = session.encoder(pictures, files)
+    tokens, collate = lesson(one.rows, session.tokenizer, phase.context, session.invocation, encoder)
+    if encoder is not None:
+        context.note(f"pictures: {encoder.encodes:,} read, {encoder.from_disk:,} known from before")
     training = session.training(phase, tokens, (), one.steps, 0.0, collate)
     if partial is not None:
         session.load(partial.path)

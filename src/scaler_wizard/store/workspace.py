@@ -93,6 +93,11 @@ class Workspace:
         return cls(root)
 
     @property
+    def vision_features(self) -> Path:
+        """Folder of what vision towers made of pictures: a cache, which may be deleted."""
+        return self.root / "cache" / "vision"
+
+    @property
     def socket(self) -> Path:
         """Path of the host's Unix socket.
 

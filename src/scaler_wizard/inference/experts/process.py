@@ -31,6 +31,7 @@ from scaler_wizard.inference.experts.engine import RoutedEngine, routed_serving
 from scaler_wizard.inference.experts.prompt import RoutedAnswer, RoutedRequest
 from scaler_wizard.inference.experts.routers.files import load_router
 from scaler_wizard.inference.experts.served import Served, add_bundle, serve_base
+from scaler_wizard.models.feature_files import FeatureFiles
 from scaler_wizard.store.experts_bundle import MULTITASK, Bundle, read_bundle
 
 MAX_LINE_BYTES: Final = 32 << 20
@@ -56,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--features", type=Path, default=None, help="features of pictures read before")
     options = parser.parse_args(argv)
     transformers_logging.disable_progress_bar()
     if options.threads > 0:
@@ -68,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         served = serve_base(
             options.base or bundle.base, device=options.device, dtype=DTYPES[options.dtype],
             system_prompt=bundle.system_prompt, expected_sha256=bundle.base_sha256,
+            features=FeatureFiles(options.features, write=False) if options.features else None,
         )  # fmt: skip
         add_bundle(served, bundle)
         router = load_router(bundle.router, served.bank) if bundle.router is not None else None

@@ -24,6 +24,7 @@ from scaler_wizard.inference.experts.images import chat_prompt
 from scaler_wizard.inference.experts.prompt import Prompt, RoutedAnswer, RoutedRequest
 from scaler_wizard.inference.generate import stop_token_ids
 from scaler_wizard.models.adapter_io import read_adapter_config
+from scaler_wizard.models.feature_files import FeatureFiles
 from scaler_wizard.models.hashing import weights_sha256
 from scaler_wizard.models.load import load_model
 from scaler_wizard.models.vision import ImageEncoder, is_vision_model
@@ -90,11 +91,13 @@ class Served:
 def serve_base(
     base: str | Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32,
     tokenizer: str | None = None, system_prompt: str | None = None, expected_sha256: str | None = None,
+    features: FeatureFiles | None = None,
 ) -> Served:  # fmt: skip
     """Load a base with an empty bank.
 
     Args:
         expected_sha256: `weights_sha256` of the base that the experts were trained on.
+        features: what its vision tower made of pictures before.
 
     Raises:
         IncompatibleModelError: another base than expected.
@@ -112,7 +115,7 @@ def serve_base(
     encoder = None
     if is_vision_model(loaded.model):
         processor = load_vision_processor(loaded.path, loaded.model, loaded.tokenizer)
-        encoder = ImageEncoder(loaded.model, processor)
+        encoder = ImageEncoder(loaded.model, processor, files=features)
     return Served(
         Bank(loaded.model), loaded.tokenizer, loaded.base_context, chat_invocation(loaded.tokenizer),
         stop_token_ids(loaded.model, loaded.tokenizer), system_prompt, encoder,
