@@ -209,6 +209,10 @@ class _Trainer:
         if step == "probe":
             return train_probe(self.states, self.labels, rows, self.val, candidates=self.probes)
         settings = self._settings(len(rows))
+        if seed == 0:
+            chosen = ((name, getattr(settings, name), why) for name, why in settings.reasons.items())
+            said = "; ".join(f"{name} {value:g} ({why})" for name, value, why in chosen)
+            self.context.note(f"router {step}: {said}")
         if step == "early":
             return train_early_router(
                 bank, self.labels, rows, self.val, settings=settings, directory=place, seed=seed

@@ -29,7 +29,7 @@ from scaler_wizard.report.plots_bootstrap import (
     type_chart,
 )
 from scaler_wizard.report.plots_course import loss_chart, memory_chart, quality_chart
-from scaler_wizard.report.plots_experts import confusion_chart, settings_chart
+from scaler_wizard.report.plots_experts import abstention_chart, confusion_chart, settings_chart
 from scaler_wizard.report.record import Record, load_record
 from scaler_wizard.report.sections import sections
 from scaler_wizard.report.table import metric_table, phase_table
@@ -42,8 +42,8 @@ from scaler_wizard.store.durable import write_atomic
 from scaler_wizard.store.rundir import RunDir
 
 CHARTS = (
-    accuracy_chart, settings_chart, confusion_chart, nll_chart, needle_chart, candidates_chart, loss_chart,
-    quality_chart, memory_chart,
+    accuracy_chart, settings_chart, confusion_chart, abstention_chart, nll_chart, needle_chart,
+    candidates_chart, loss_chart, quality_chart, memory_chart,
 )  # fmt: skip
 STAGE_CHARTS = (stage_chart, retention_chart, type_chart, principle_chart, loss_chart, memory_chart)
 MAX_SAMPLES = 24

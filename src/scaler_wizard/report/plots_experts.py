@@ -1,4 +1,4 @@
-"""Pictures of an `experts` run: where each expert's inputs were sent, and who answers how well."""
+"""Pictures of an `experts` run: where inputs were sent, what confidence is worth, who answers how well."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scaler_wizard.report.plots import Chart
 from scaler_wizard.report.record import Record
 from scaler_wizard.report.svg import INK, draw, label
 from scaler_wizard.report.table import Column, Table
-from scaler_wizard.report.tables_experts import answers_table, experts_of, labels_of
+from scaler_wizard.report.tables_experts import abstention_table, answers_table, experts_of, labels_of
 from scaler_wizard.report.values import Interval, interval, items, mapping, number, text, whole
 
 MOST_LABELS = 24
@@ -69,6 +69,43 @@ def settings_chart(record: Record) -> Chart | None:
         "answers, lines their 95% intervals.",
         draw("settings", 90 + 34 * len(known), paint), table,
     )  # fmt: skip
+
+
+def abstention_chart(record: Record) -> Chart | None:
+    """Of the inputs that are still routed above a confidence, how many go right."""
+    found = experts_of(record)
+    table = abstention_table(found)
+    points = [_point(mapping(point)) for point in items(mapping(found.get("routing")).get("abstention"))]
+    known = [point for point in points if point is not None]
+    if table is None or not known:
+        return None
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot(xlabel="inputs that are routed (share)", ylabel="of these right (share)")
+        axes.plot([x for _, x, _ in known], [y for _, _, y in known], "o-", color=INK.after, linewidth=1.5)
+        axes.set_xlim(-0.03, 1.03)
+        axes.set_ylim(min(0.9, *(y for _, _, y in known)) - 0.02, 1.02)
+
+    error = number(mapping(found.get("routing")).get("calibration_error"))
+    _, all_routed, right = known[0]
+    said = "" if error is None else f" Its confidence is off by {error:.3f} on average."
+    return Chart(
+        "abstention", "What abstaining would save",
+        f"With {all_routed:.0%} routed, {right:.1%} are right.{said}",
+        "Line chart: each point is a threshold; to the left fewer inputs are routed, upwards more of these "
+        "are sent to the right expert.",
+        draw("abstention", 240, paint), table,
+    )  # fmt: skip
+
+
+def _point(point: Mapping[str, Any]) -> tuple[float, float, float] | None:
+    """(threshold, share routed, share of these right); None where nothing is routed any more."""
+    answered = mapping(point.get("answered"))
+    found = (number(point.get("threshold")), number(point.get("coverage")), number(answered.get("value")))
+    if None in found or not whole(answered.get("n")):
+        return None
+    threshold, coverage, right = (min(1.0, max(0.0, value or 0.0)) for value in found)
+    return threshold, coverage, right
 
 
 def _confusion(found: Mapping[str, Any]) -> list[list[int]]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from scaler_wizard.report.page import write_report
-from scaler_wizard.report.plots_experts import confusion_chart, settings_chart
+from scaler_wizard.report.plots_experts import abstention_chart, confusion_chart, settings_chart
 from scaler_wizard.report.record import load_record
 from scaler_wizard.report.sections import sections
 from scaler_wizard.store.rundir import RunDir
@@ -29,7 +29,11 @@ def result() -> dict[str, Any]:
     routing = {
         "accuracy": share(0.99), "by_label": {"zoo": share(0.98), "crew": share(1.0)},
         "confusion": [[297, 3], [0, 300]], "calibration_error": 0.012,
-        "abstention": [{"threshold": 0.5, "coverage": 1.0, "answered": share(0.99)}],
+        "abstention": [
+            {"threshold": 0.0, "coverage": 1.0, "answered": share(0.99)},
+            {"threshold": 0.9, "coverage": 0.8, "answered": share(0.998)},
+            {"threshold": 0.99, "coverage": 0.0, "answered": {"value": 0.0, "n": 0}},
+        ],
         "seeds": {"values": [0.99] * 5, "mean": 0.99, "lowest": 0.985, "highest": 0.992},
     }  # fmt: skip
     ladder = [
@@ -74,10 +78,17 @@ def test_pictures_hold_the_same_data_as_tables(run_dir: RunDir) -> None:
     assert settings is not None
     assert confusion.table.rows == (("zoo", "297", "3"), ("crew", "0", "300"))
     assert "297" in confusion.svg
+    abstention = abstention_chart(record)
+    assert abstention is not None
+    assert (
+        abstention.takeaway == "With 100% routed, 99.0% are right. Its confidence is off by 0.012 on average."
+    )
+    assert len(abstention.table.rows) == 3
     assert settings.takeaway == "Most right answers: always the right expert, 0.960."
 
 
 @pytest.mark.parametrize("value", [7, [], {"labels": 7}, {"labels": ["a"], "routing": {"confusion": "x"}},
+    {"routing": {"abstention": [1, {"coverage": "x"}, {"threshold": 0, "coverage": 9, "answered": {}}]}},
     {"labels": ["a", "b"], "routing": {"confusion": [[1], ["x"]]}, "end_to_end": {"settings": {"a": 3}}},
     {"ladder": [1, {"settings": []}], "work": {"a": 1}, "adapters": [], "decision": "yes"}])  # fmt: skip
 def test_a_hostile_result_shows_less_and_breaks_nothing(run_dir: RunDir, value: object) -> None:
