@@ -6,7 +6,7 @@ import json as json_module
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -59,6 +59,7 @@ def serve_once(asked: Asked, questions: QuestionsArgument, json: JsonOption = Fa
     answered. --json adds a last line with the counts.
     """
     rows = read_questions(questions)
+    _leave_without_answers(rows, [row for row in rows if isinstance(row, DataError)])
     refused: list[ScalerError] = []
     with serving(asked) as client:
         for found in answers_of(client, rows):
@@ -78,6 +79,7 @@ def bench(asked: Asked, questions: QuestionsArgument, json: JsonOption = False) 
     was answered.
     """
     rows = read_questions(questions)
+    _leave_without_answers(rows, [row for row in rows if isinstance(row, DataError)])
     with serving(asked) as client:
         started = time.perf_counter()
         found = list(answers_of(client, rows))
@@ -189,8 +191,8 @@ def _question(number: int, value: dict[str, Any], source: Path) -> Question:
     return {"prompt": value["prompt"], "image_b64": picture, "expert": value.get("expert")}
 
 
-def _leave_without_answers(rows: list[Question | DataError], refused: list[ScalerError]) -> None:
-    """Nothing was answered: the first reason is the command's own.
+def _leave_without_answers(rows: Sequence[object], refused: Sequence[ScalerError]) -> None:
+    """Where nothing was answered, or nothing can be asked, the first reason is the command's own.
 
     Raises:
         ScalerError: it.

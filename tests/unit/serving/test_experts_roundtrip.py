@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from scaler_wizard.cli.experts import app
 from scaler_wizard.errors import (
+    DataError,
     EmptyDataError,
     IncompatibleModelError,
     ModelNotFoundError,
@@ -20,6 +21,7 @@ from scaler_wizard.errors import (
 )
 from scaler_wizard.jobs.client import Client
 from scaler_wizard.planning.locate import resolve_model
+from scaler_wizard.serving.engine_process import EngineProcess
 from scaler_wizard.store.experts_bundle import read_bundle
 from scaler_wizard.store.experts_import import bring
 from scaler_wizard.store.workspace import Workspace
@@ -39,23 +41,25 @@ def last(lines: list[str]) -> dict[str, Any]:
 
 
 def test_an_imported_bundle_answers_as_the_one_it_was_copied_from(
-    bundle_folder: Path, tmp_path: Path
+    bundle_folder: Path, engine: EngineProcess, tmp_path: Path
 ) -> None:
-    space = ("-w", str(tmp_path / "w"))
-    question = ("ask", "Sort: d b a c", "--json")
-    before = last(scaler(*question, "--folder", str(bundle_folder)))
-    brought = ("import", str(bundle_folder / "loras.json"), *space, "--json")
-    made = last(scaler(*brought))
+    gone = changed_copy(bundle_folder, tmp_path / "gone", base="nowhere/model")
+    space, base = ("-w", str(tmp_path / "w")), str(resolve_model("seedling"))
+    with pytest.raises(ModelNotFoundError, match="say where it is with --base"):
+        scaler("import", str(gone), *space)
+    assert not (tmp_path / "w").exists()
+    made = last(scaler("import", str(gone / "loras.json"), "--base", base, *space, "--json"))
     assert set(made["adapters"]) == {"north", "south", "plain"}
     assert Path(made["folder"]).is_relative_to(tmp_path / "w" / "models" / "experts" / "v001")
+    assert (made["base"], read_bundle(Path(made["folder"])).base) == (base, base)
     assert not (tmp_path / "w" / "imported").exists()
+    question = "Sort: d b a c"
     with pytest.raises(ModelNotFoundError, match="name one with --version"):
-        scaler(*question, *space)
-    assert last(scaler(*question, "--version", "v001", *space)) == before
-    scaler("rollback", "--version", "v001", *space)
-    listed = last(scaler("list", *space, "--json"))["versions"]
-    assert [(row["name"], row["status"]) for row in listed] == [("v001", "current")]
-    assert listed[0]["metrics"]["reasons"] == ["imported, not measured here"]
+        scaler("ask", question, *space)
+    answer = last(scaler("ask", question, "--version", "v001", *space, "--json"))
+    before = engine.submit(question).result(60)
+    assert (answer["answer"], answer["expert"]) == (before.answer, before.expert)
+    assert answer["confidence"] == pytest.approx(before.confidence)
 
 
 def test_what_was_imported_goes_into_service_and_back_by_hand_alone(
@@ -70,6 +74,8 @@ def test_what_was_imported_goes_into_service_and_back_by_hand_alone(
         if name == "v001":
             scaler("rollback", "--version", name, "-w", str(space.root))
     assert statuses(space) == {"v001": "current", "v002": "held"}
+    for listed in last(scaler("list", "-w", str(space.root), "--json"))["versions"]:
+        assert listed["metrics"]["reasons"] == ["imported, not measured here"]
     scaler("rollback", "--version", "v002", "-w", str(space.root))
     assert statuses(space) == {"v001": "superseded", "v002": "current"}
     scaler("rollback", "-w", str(space.root))
@@ -89,18 +95,11 @@ def changed_copy(bundle_folder: Path, folder: Path, **changes: Any) -> Path:
 
 
 def test_a_bundle_of_another_base_does_not_enter(bundle_folder: Path, tmp_path: Path) -> None:
-    space = ("-w", str(tmp_path / "w"))
     other = changed_copy(bundle_folder, tmp_path / "other", base_sha256="0" * 64)
     with pytest.raises(IncompatibleModelError, match="other weights than the base"):
-        scaler("import", str(other), *space)
-    gone = changed_copy(bundle_folder, tmp_path / "gone", base="nowhere/model")
-    with pytest.raises(ModelNotFoundError, match="say where it is with --base"):
-        scaler("import", str(gone), *space)
+        scaler("import", str(other), "-w", str(tmp_path / "w"))
     assert not list((tmp_path / "w" / "models").iterdir())
     assert not (tmp_path / "w" / "imported").exists()
-    place = str(resolve_model("seedling"))
-    made = last(scaler("import", str(gone), "--base", place, *space, "--json"))
-    assert (made["base"], read_bundle(Path(made["folder"])).base) == (place, place)
 
 
 def test_a_file_of_questions_is_answered_line_by_line(bundle_folder: Path, tmp_path: Path) -> None:
@@ -128,13 +127,18 @@ def test_bench_goes_on_behind_a_question_that_is_refused(bundle_folder: Path, tm
 
 
 @pytest.mark.parametrize("command", ["serve-once", "bench"])
-def test_a_file_of_which_nothing_is_answered_is_an_error(
-    bundle_folder: Path, tmp_path: Path, command: str
-) -> None:
+def test_a_file_of_which_nothing_can_be_asked_is_an_error(tmp_path: Path, command: str) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text('{"question": "a"}\n{"prompt": 7}\n', encoding="utf-8")
+    with pytest.raises(DataError, match="row 1: unknown key 'question'"):
+        scaler(command, str(file), "--folder", str(tmp_path))
+
+
+def test_a_file_of_which_nothing_is_answered_is_an_error(bundle_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "questions.jsonl"
     file.write_text('{"prompt": "a", "expert": "nobody"}\n{"prompt": " "}\n', encoding="utf-8")
     with pytest.raises(UnknownExpertError):
-        scaler(command, str(file), "--folder", str(bundle_folder))
+        scaler("bench", str(file), "--folder", str(bundle_folder))
 
 
 @pytest.mark.parametrize("command", ["serve-once", "bench"])
