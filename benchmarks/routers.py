@@ -3,6 +3,7 @@
     python benchmarks/routers.py --part experts --json     base, expert, twin, twin on the base's KV
     python benchmarks/routers.py --part lexical --json     routers where words decide; the choice, five seeds
     python benchmarks/routers.py --part relational --json  routers where only a relation between words decides
+    ... --every                                            every kind with every seed
 
 Held-out rows are inputs that no training row has. An answer counts when the model's greedy choice is right at
 every token of it and at its end. CPU seconds are of this process, one thread.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -134,8 +136,15 @@ def router_rows(skills: Sequence[str], count: int, split: str, seed: int, tokeni
     ]
 
 
-def measure_routers(skills: Sequence[str], seeds: int) -> dict[str, Any]:
-    """Every kind of router on the same rows, the choice among them, and seeds of the chosen one."""
+def measure_routers(
+    skills: Sequence[str], seeds: int, *, every: bool = False, first: int = 0
+) -> dict[str, Any]:
+    """Every kind of router on the same rows, the choice among them, and seeds of the chosen one.
+
+    every: seeds of the other kinds, too.
+    first: number of the first seed. A seed draws training and validation rows and begins the weights;
+        the held-out rows are always the same.
+    """
     loaded = load_model("seedling", dtype=torch.float32, device="cpu")
     tokenizer, bank = loaded.tokenizer, Bank(loaded.model)
     test = router_rows(skills, TEST_ROWS, "held_out", 0, tokenizer)
@@ -167,16 +176,33 @@ def measure_routers(skills: Sequence[str], seeds: int) -> dict[str, Any]:
         logits = logits_of(bank, result.router, test)
         return result, _scores(result, val, logits.tolist(), test), result.right(val)
 
-    ladder = {kind: trained(kind, 0) for kind in ("probe", "suffix", "early")}
+    ladder = {kind: trained(kind, first) for kind in ("probe", "suffix", "early")}
     choice = choose_router([right for _, _, right in ladder.values()], list(ladder))
-    over = [ladder[choice.name][1], *(trained(choice.name, seed)[1] for seed in range(1, seeds))]
+    over = {
+        kind: _over_seeds(
+            [ladder[kind][1], *(trained(kind, seed)[1] for seed in range(first + 1, first + seeds))]
+        )
+        for kind in (ladder if every else (choice.name,))
+    }
     return {
         "skills": list(skills),
         "ladder": {kind: scores for kind, (_, scores, _) in ladder.items()},
         "choice": choice.as_dict(),
-        "seeds": [scores["accuracy"] for scores in over],
-        "seeds_cpu_seconds": [scores["cpu_seconds"] for scores in over],
+        "seeds": over,
     }
+
+
+OVER_SEEDS = ("accuracy", "cpu_seconds", "coverage", "answered_accuracy")
+
+
+def _over_seeds(scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Values of each seed, their mean and their range."""
+    found: dict[str, Any] = {}
+    for name in OVER_SEEDS:
+        values = [round(one[name], 4) for one in scores]
+        mean = round(statistics.fmean(values), 4)
+        found[name] = {"values": values, "mean": mean, "least": min(values), "most": max(values)}
+    return found
 
 
 def _scores(
@@ -209,6 +235,8 @@ def main() -> None:
     parser.add_argument("--part", choices=("experts", "lexical", "relational"), required=True)
     parser.add_argument("--skills", nargs="*", default=list(EXPERT_SKILLS), choices=EXPERT_SKILLS)
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--first-seed", type=int, default=0, help="to measure the seeds in pieces")
+    parser.add_argument("--every", action="store_true", help="seeds of every kind of router")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -216,7 +244,7 @@ def main() -> None:
         result: dict[str, Any] = {"experts": [measure_expert(skill) for skill in arguments.skills]}
     else:
         skills = LEXICAL_SKILLS if arguments.part == "lexical" else RELATIONAL_SKILLS
-        result = measure_routers(skills, arguments.seeds)
+        result = measure_routers(skills, arguments.seeds, every=arguments.every, first=arguments.first_seed)
     print(json.dumps(result) if arguments.json else json.dumps(result, indent=1))
 
 

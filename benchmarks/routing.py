@@ -11,13 +11,13 @@ process; times are CPU seconds of the process, medians of the repeats, ratios wi
   generates for its contents, which it reads itself. All ratios named `cost` are relative to it.
 - `labels_peft`: the same with transformers' generate on PEFT's adapters, left-padded.
 - `routed`: content read once by the base, a linear router on its hidden states, activated experts.
-- `routed_suffix`: the same with a router of 6 suffix tokens, one forward pass, its own activated adapter.
+- `routed_suffix`: the same with a router of 6 suffix tokens behind each content, its own activated adapter.
 - `routed_plain`: the router as in `routed`, but plain LoRA experts, each with a reading of its own.
 - `oracle`: activated experts named by the request. `single`: one expert for all. `base`: no adapter at all.
 - `peft_mixed`, `peft_single`: the same two with PEFT's `adapter_names` and `set_adapter`, left-padded.
 
-`many`: 64 contents over 1, 4, 16 and 64 different experts, of as many loaded: time relative to 1, bytes held,
-and `switch`: one request at a time, another expert each time, relative to the same expert each time.
+`many`: 64 contents over 1, 4, 16 and 64 different experts, of as many loaded: seconds and time relative to 1,
+bytes held, and `switch`: one request at a time, another expert each time, relative to the same one each time.
 Answers of `oracle` and `peft_mixed` must be equal, except where two logits are closer than rounding.
 """
 
@@ -315,6 +315,7 @@ def many(model_name: str, folder: Path, repeats: int) -> dict[str, Any]:
             switches[n_experts].append(seconds_of(partial(in_turn, bank, [[r] for r in others]))[0] / same)
     return {
         "bytes": {n: bank.nbytes for n, bank in banks.items()},
+        "seconds": {n: round(statistics.median(times), 3) for n, times in mixed.items()},
         "cost": {
             n: round(statistics.median(a / b for a, b in zip(times, mixed[1], strict=True)), 3)
             for n, times in mixed.items()
@@ -354,6 +355,8 @@ def main() -> None:
     print(
         json.dumps({
             "routed_over_single": results[worst]["routed_over_single"],
+            "routed_suffix_over_single": max(f["routed_suffix_over_single"] for f in results.values()),
+            "switch_between_most": max(f["many"]["switch"][max(MANY)] for f in results.values()),
             "routed_cost": max(found["cost"]["routed"] for found in results.values()),
             "worst_model": worst,
             "threads": arguments.threads,

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from scaler_wizard.cli.experts import app
-from scaler_wizard.cli.experts_versions import find_bundle
+from scaler_wizard.cli.experts_options import find_bundle
 from scaler_wizard.errors import CheckpointError
 from scaler_wizard.jobs.client import Client
 from scaler_wizard.planning.plan import Plan

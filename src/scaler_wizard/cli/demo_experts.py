@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scaler_wizard.cli.experts_versions import find_bundle
+from scaler_wizard.cli.experts_options import find_bundle
 from scaler_wizard.data.routing import RoutingRow, read_routing
 from scaler_wizard.errors import ModelNotFoundError, RunError
 from scaler_wizard.jobs.client import Client

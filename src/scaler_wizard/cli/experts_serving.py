@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json as json_module
-import re
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,58 +14,37 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from scaler_wizard.cli.experts_versions import NameOption, VersionOption, find_bundle
-from scaler_wizard.cli.options import JsonOption, WorkspaceOption, existing_workspace, print_json
+from scaler_wizard.cli.experts_options import Asked, QuestionsArgument, place_of, serving, with_asked
+from scaler_wizard.cli.options import JsonOption, print_json
 from scaler_wizard.data.readers import read_rows
-from scaler_wizard.errors import DataError, EmptyDataError, ScalerError, UsageError
+from scaler_wizard.errors import DataError, EmptyDataError, ScalerError
 from scaler_wizard.serving.client import ExpertsClient, encoded
 from scaler_wizard.serving.engine_process import Answer
-from scaler_wizard.serving.http import as_json, check_host, new_token, run
-
-FolderOption = Annotated[
-    Path | None, typer.Option("--folder", help="An exported bundle, instead of one of the workspace's.")
-]
-BaseOption = Annotated[str | None, typer.Option("--base", help="Another place of the same base model.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
+from scaler_wizard.serving.http import as_json, check_host, listen, new_token, run
+from scaler_wizard.serving.kept_engine import KeptEngine
 
 
 def add_commands(app: typer.Typer) -> None:
     """Put these commands into `scaler experts`."""
-    app.command()(ask)
-    app.command("serve-once")(serve_once)
-    app.command()(bench)
-    app.command()(serve)
-
-
-@contextmanager
-def serving(
-    folder: Path | None, workspace: Path | None, name: str, version: str | None, base: str | None, device: str
-) -> Iterator[ExpertsClient]:
-    """An engine on the bundle that the options name."""
-    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
-        raise UsageError(f"--device {device}", "cpu, cuda or cuda:N", "leave it out: it is cpu")
-    place = folder or find_bundle(existing_workspace(workspace), name, version).folder
-    with ExpertsClient(place, base=base, device=device) as client:
-        yield client
+    app.command()(with_asked(ask))
+    app.command("serve-once")(with_asked(serve_once))
+    app.command()(with_asked(bench))
+    app.command()(with_asked(serve))
 
 
 def ask(
+    asked: Asked,
     prompt: Annotated[str, typer.Argument(help="The question.")],
     image: Annotated[Path | None, typer.Option("--image", help="A picture to look at.")] = None,
     expert: Annotated[
         str | None, typer.Option("--expert", help="Skip the router; base is the base alone.")
     ] = None,
-    name: NameOption = "experts",
-    version: VersionOption = None,
-    folder: FolderOption = None,
-    base: BaseOption = None,
-    device: DeviceOption = "cpu",
-    workspace: WorkspaceOption = None,
     json: JsonOption = False,
 ) -> None:
     """One question: the answer, who gave it, and how sure the router was."""
-    with serving(folder, workspace, name, version, base, device) as client:
-        answer = client.ask(prompt, image, expert)
+    picture = encoded(image)
+    with serving(asked) as client:
+        answer = client.process.submit(prompt, image_b64=picture, expert=expert).result()
     console = Console()
     console.print(answer.answer, highlight=False, markup=False, soft_wrap=True)
     console.print(said(answer), style="dim", highlight=False, markup=False)
@@ -73,69 +52,63 @@ def ask(
         print_json(asdict(answer))
 
 
-def serve_once(
-    questions: Annotated[Path, typer.Argument(help='Rows {"prompt", "image"?, "expert"?} (JSON Lines).')],
-    name: NameOption = "experts",
-    version: VersionOption = None,
-    folder: FolderOption = None,
-    base: BaseOption = None,
-    device: DeviceOption = "cpu",
-    workspace: WorkspaceOption = None,
-    json: JsonOption = False,
-) -> None:
+def serve_once(asked: Asked, questions: QuestionsArgument, json: JsonOption = False) -> None:
     """Answer a file of questions together, one JSON object a line, in their order.
 
-    A question that cannot be answered has its error in its line. --json adds a last line with the counts.
+    A question that cannot be answered has its error in its line; the exit code says so only where none was
+    answered. --json adds a last line with the counts.
     """
-    rows = _questions(questions)
-    refused = 0
-    with serving(folder, workspace, name, version, base, device) as client:
-        futures = [client.process.submit(**row) for row in rows]
-        for future in futures:
-            try:
-                line: dict[str, Any] = as_json(future.result())
-            except ScalerError as error:
-                line, refused = error.as_dict(), refused + 1
+    rows = read_questions(questions)
+    _leave_without_answers(rows, [row for row in rows if isinstance(row, DataError)])
+    refused: list[ScalerError] = []
+    with serving(asked) as client:
+        for found in answers_of(client, rows):
+            if isinstance(found, ScalerError):
+                refused.append(found)
+            line = found.as_dict() if isinstance(found, ScalerError) else as_json(found)
             print(json_module.dumps(line, ensure_ascii=False), flush=True)
     if json:
-        print_json({"questions": len(rows), "answered": len(rows) - refused, "refused": refused})
+        print_json({"questions": len(rows), "answered": len(rows) - len(refused), "refused": len(refused)})
+    _leave_without_answers(rows, refused)
 
 
-def bench(
-    questions: Annotated[Path, typer.Argument(help='Rows {"prompt", "image"?, "expert"?} (JSON Lines).')],
-    name: NameOption = "experts",
-    version: VersionOption = None,
-    folder: FolderOption = None,
-    base: BaseOption = None,
-    device: DeviceOption = "cpu",
-    workspace: WorkspaceOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Answer a file of questions together and count the work for each: passes, not only seconds."""
-    rows = _questions(questions)
-    with serving(folder, workspace, name, version, base, device) as client:
+def bench(asked: Asked, questions: QuestionsArgument, json: JsonOption = False) -> None:
+    """Answer a file of questions together and count the work for each: passes, not only seconds.
+
+    Questions that cannot be answered are counted with their reasons; the exit code says so only where none
+    was answered.
+    """
+    rows = read_questions(questions)
+    _leave_without_answers(rows, [row for row in rows if isinstance(row, DataError)])
+    with serving(asked) as client:
         started = time.perf_counter()
-        answers = [future.result() for future in [client.process.submit(**row) for row in rows]]
+        found = list(answers_of(client, rows))
         seconds = time.perf_counter() - started
-    work = {key: sum(answer.counters[key] for answer in answers) for key in answers[0].counters}
+    answers = [one for one in found if isinstance(one, Answer)]
+    refused = [one for one in found if isinstance(one, ScalerError)]
+    work = Counter[str]()
+    for answer in answers:
+        work.update(answer.counters)
     for key, total in work.items():
         typer.echo(f"{key.replace('_', ' ')}: {total} ({total / len(answers):.2f} a question)")
     typer.echo(f"{len(answers)} questions in {seconds:.2f} s")
+    reasons = Counter(error.found for error in refused)
+    for reason, count in reasons.most_common():
+        typer.echo(f"refused {count}: {reason}")
     if json:
-        print_json({"questions": len(answers), "seconds": seconds, "work": work})
+        print_json({
+            "questions": len(answers), "seconds": seconds, "work": work, "refused": len(refused),
+            "reasons": reasons,
+        })  # fmt: skip
+    _leave_without_answers(rows, refused)
 
 
 def serve(
+    asked: Asked,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8765,
     public: Annotated[bool, typer.Option("--public", help="Let other machines ask.")] = False,
     no_token: Annotated[bool, typer.Option("--no-token", help="Whoever reaches the port may ask.")] = False,
-    name: NameOption = "experts",
-    version: VersionOption = None,
-    folder: FolderOption = None,
-    base: BaseOption = None,
-    device: DeviceOption = "cpu",
-    workspace: WorkspaceOption = None,
     json: JsonOption = False,
 ) -> None:
     """Answer over HTTP until Ctrl-C. --json: address, token and labels as one object, once it is ready.
@@ -148,15 +121,19 @@ def serve(
             "--public with --no-token", "a token where other machines can ask", "leave one of them out"
         )
     token = None if no_token else new_token()
-    with serving(folder, workspace, name, version, base, device) as client:
+    place, features = place_of(asked)
+    with (
+        listen(host, port) as listener,
+        KeptEngine(place, base=asked.base, device=asked.device, features=features, say=_to_stderr) as engine,
+    ):
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
         if json:
-            print_json({"url": url, "token": token, "labels": list(client.labels)})
+            print_json({"url": url, "token": token, "labels": list(engine.labels)})
         else:
-            print(f"experts {', '.join(client.labels)} at {url}", flush=True)
+            print(f"experts {', '.join(engine.labels)} at {url}", flush=True)
             if token is not None:
                 print(f"Authorization: Bearer {token}", flush=True)
-        run(client.process, host, port, token)
+        run(engine, listener, token)
 
 
 def said(answer: Answer) -> str:
@@ -167,14 +144,40 @@ def said(answer: Answer) -> str:
     return f"{answer.expert} ({sure}{unsure}{cut})"
 
 
-def _questions(source: Path) -> list[dict[str, Any]]:
-    rows = [_question(row.number, row.value, source) for row in read_rows(source)]
+Question = dict[str, Any]
+
+
+def answers_of(client: ExpertsClient, rows: list[Question | DataError]) -> Iterator[Answer | ScalerError]:
+    """What came back for each question, in their order; the engine works on all of them together."""
+    waiting = [row if isinstance(row, DataError) else client.process.submit(**row) for row in rows]
+    for one in waiting:
+        if isinstance(one, DataError):
+            yield one
+            continue
+        try:
+            yield one.result()
+        except ScalerError as error:
+            yield error
+
+
+def read_questions(source: Path) -> list[Question | DataError]:
+    """The questions of a file; a row that is none is its error.
+
+    Raises:
+        DataError: a file that cannot be read, or that is not JSON Lines. EmptyDataError: no row.
+    """
+    rows: list[Question | DataError] = []
+    for row in read_rows(source):
+        try:
+            rows.append(_question(row.number, row.value, source))
+        except DataError as error:
+            rows.append(error)
     if not rows:
         raise EmptyDataError(f"no question in {source}", 'rows {"prompt": "..."}', "write at least one")
     return rows
 
 
-def _question(number: int, value: dict[str, Any], source: Path) -> dict[str, Any]:
+def _question(number: int, value: dict[str, Any], source: Path) -> Question:
     unknown = sorted(set(value) - {"prompt", "image", "expert"})
     if unknown or not isinstance(value.get("prompt"), str):
         raise DataError(
@@ -186,3 +189,17 @@ def _question(number: int, value: dict[str, Any], source: Path) -> dict[str, Any
         raise DataError(f"{source}, row {number}: image is not a path", "a picture file", "mend the row")
     picture = encoded(source.parent / image) if image else None
     return {"prompt": value["prompt"], "image_b64": picture, "expert": value.get("expert")}
+
+
+def _leave_without_answers(rows: Sequence[object], refused: Sequence[ScalerError]) -> None:
+    """Where nothing was answered, or nothing can be asked, the first reason is the command's own.
+
+    Raises:
+        ScalerError: it.
+    """
+    if len(refused) == len(rows):
+        raise refused[0]
+
+
+def _to_stderr(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)

@@ -13,6 +13,15 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from scaler_wizard.cli.experts_options import (
+    BaseOption,
+    DeviceOption,
+    NameOption,
+    VersionOption,
+    check_device,
+    find_bundle,
+    version_rows,
+)
 from scaler_wizard.cli.options import (
     JsonOption,
     WorkspaceOption,
@@ -23,16 +32,13 @@ from scaler_wizard.cli.options import (
 )
 from scaler_wizard.errors import DataError, ModelNotFoundError
 from scaler_wizard.jobs.client import Client
+from scaler_wizard.planning.locate import resolve_model
+from scaler_wizard.serving.client import ExpertsClient
 from scaler_wizard.serving.vllm import vllm_command
 from scaler_wizard.specs.yaml_io import dump_yaml
-from scaler_wizard.store.durable import sha256_file
 from scaler_wizard.store.experts_bundle import LORAS, Bundle, read_bundle
-from scaler_wizard.store.names import safe_name
+from scaler_wizard.store.experts_import import bring
 from scaler_wizard.store.version_files import WEIGHTS
-from scaler_wizard.store.workspace import Workspace
-
-NameOption = Annotated[str, typer.Option("--name", help="The bundle's name (deploy.name in the job).")]
-VersionOption = Annotated[str | None, typer.Option("--version", help="v001...; the current one when empty.")]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -45,7 +51,7 @@ def add_commands(app: typer.Typer) -> None:
 
 def list_versions(workspace: WorkspaceOption = None, json: JsonOption = False) -> None:
     """Versions of every bundle, newest first, and which one is in service."""
-    rows = [row for row in _rows(existing_workspace(workspace), None) if _is_bundle(row)]
+    rows = [row for row in version_rows(existing_workspace(workspace), None) if _is_bundle(row)]
     console = Console()
     for row in rows:
         made = datetime.fromtimestamp(row["created"]).strftime("%Y-%m-%d %H:%M")
@@ -65,7 +71,7 @@ def rollback(
 ) -> None:  # fmt: skip
     """Put the version before the current one into service again (or the one named), its bytes verified."""
     space = existing_workspace(workspace)
-    target = version or _before(_rows(space, name), name)
+    target = version or _before(version_rows(space, name), name)
     with Client(space) as client:
         answer = client.call(
             "version_restore", lineage=name, version=target, by=user_name(), reason="experts rollback"
@@ -104,65 +110,62 @@ def export(
 
 def import_loras(
     path: Annotated[Path, typer.Argument(help="A loras.json, or its folder.")],
+    name: NameOption = "experts",
+    base: BaseOption = None,
+    device: DeviceOption = "cpu",
     workspace: WorkspaceOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Check a bundle from elsewhere, byte for byte, and copy it into the workspace.
+    """Bring a bundle from elsewhere into the workspace as a version; what is in service stays as it is.
 
-    It can be asked there, and its adapters put into a job of yours; what is in service stays as it is.
+    It is checked byte for byte, copied, and loaded once as it would be served. Where its base model
+    lies elsewhere on this machine, --base says so.
     """
-    found = read_bundle(path.parent if path.name == LORAS else path)
-    bundle = _imported(new_workspace(workspace), found)
-    adapters = {lora.label: str(bundle.folder_of(lora)) for lora in bundle.experts}
+    check_device(device)
+    source = path.parent if path.name == LORAS else path
+    _check_base(base or read_bundle(source).base)  # before there is a workspace
+    space, by = new_workspace(workspace), user_name()
+    with bring(space, source, _place(base)) as bundle:
+        with ExpertsClient(bundle.folder, device=device):
+            pass  # another base, an adapter that does not fit or changes nothing: refused by the engine
+        with Client(space) as client:
+            row = client.call("experts_import", lineage=name, folder=str(bundle.folder), by=by)
+    made = read_bundle(Path(row["folder"]) / WEIGHTS["experts"])
+    version = f"{row['lineage']} {row['name']}"
+    typer.echo(f"{version} ({row['status']}): {row['description']}")
+    options = [] if name == "experts" else ["--name", name]
+    for words, command in (("ask it", ["ask", "..."]), ("put it into service", ["rollback"])):
+        line = shlex.join(["scaler", "experts", *command, *options, "--version", row["name"]])
+        typer.echo(f"to {words}: {line}")
+    adapters = {lora.label: str(made.folder_of(lora)) for lora in made.experts}
+    typer.echo(f"to measure its experts in a job on {made.base}, with data of yours for each:")
+    typer.echo(_experts_section(made, adapters))
+    if json:
+        print_json({"version": row, "folder": str(made.folder), "adapters": adapters, "base": made.base})
+
+
+def _experts_section(bundle: Bundle, adapters: dict[str, str]) -> str:
     lines = ["experts:"]
     for lora in bundle.experts:
         place = dump_yaml({"adapter": adapters[lora.label]}).strip()
         lines += [f"  - label: {lora.label}", f"    {place}", f"    mode: {lora.mode}", "    data: ..."]
-    question = shlex.join(["scaler", "experts", "ask", "--folder", str(bundle.folder), "..."])
-    typer.echo(f"{len(adapters)} adapters checked and copied. To ask them: {question}")
-    typer.echo(f"For a job on {bundle.base}, with data of yours for each:")
-    typer.echo("\n".join(lines))
-    if json:
-        print_json({"folder": str(bundle.folder), "adapters": adapters, "base": bundle.base})
+    return "\n".join(lines)
 
 
-def _imported(space: Workspace, found: Bundle) -> Bundle:
-    """The workspace's own copy, named by content and verified where it lies; the same one when done again."""
-    digest = sha256_file(found.folder / LORAS)  # which holds the hash of everything else
-    target = space.root / "imported" / safe_name(f"{found.labels[0][:32]}-{digest[:12]}", "bundle")
-    if not target.exists():
-        staging = target.with_name(f".{target.name}.part")
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.parent.mkdir(mode=0o700, exist_ok=True)
-        shutil.copytree(found.folder, staging)
-        read_bundle(staging)
-        staging.rename(target)
-    return read_bundle(target)
-
-
-def find_bundle(space: Workspace, name: str, version: str | None) -> Bundle:
-    """The current version of a bundle, or the one named, every byte verified.
-
-    Raises:
-        ModelNotFoundError: there is none.
-    """
-    rows = [row for row in _rows(space, name) if row["status"] != "deleted"]
-    found = [row for row in rows if (row["name"] == version if version else row["status"] == "current")]
-    if not found:
-        held = [row["name"] for row in rows]
+def _check_base(base: str) -> None:
+    """Raises: ModelNotFoundError: it is not on this machine."""
+    try:
+        resolve_model(base)
+    except ModelNotFoundError as error:
         raise ModelNotFoundError(
-            f'no {version or "current"} version of "{name}"',
-            "a bundle that was promoted",
-            f"there are {', '.join(held)}: name one with --version"
-            if held
-            else "`scaler experts run` makes one",
-        )
-    return read_bundle(Path(found[0]["folder"]) / WEIGHTS["experts"])
+            f"the base of these experts: {error.found}", error.expected,
+            "say where it is with --base, or get it first",
+        ) from None  # fmt: skip
 
 
-def _rows(space: Workspace, name: str | None) -> list[dict[str, Any]]:
-    with Client(space) as client:
-        return list(client.call("versions", lineage=name)["versions"])
+def _place(base: str | None) -> str | None:
+    """A directory by its whole path: the version is asked from other folders, too."""
+    return str(Path(base).expanduser().absolute()) if base and Path(base).expanduser().is_dir() else base
 
 
 def _is_bundle(row: dict[str, Any]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from types import TracebackType
@@ -21,12 +22,14 @@ class ExpertsClient:
     Args:
         folder: a bundle: models/NAME/vNNN/bundle of a workspace, or an exported one.
         base: another place of the same base model; its weights must be the same.
+        features: as `EngineProcess` takes it.
     """
 
     def __init__(
-        self, folder: Path, *, base: str | None = None, device: str = "cpu", threads: int = 0
-    ) -> None:
-        self._process = EngineProcess(folder, base=base, device=device, threads=threads)
+        self, folder: Path, *, base: str | None = None, device: str = "cpu", threads: int = 0,
+        features: Path | None = None,
+    ) -> None:  # fmt: skip
+        self._process = EngineProcess(folder, base=base, device=device, threads=threads, features=features)
 
     def __enter__(self) -> ExpertsClient:
         return self
@@ -61,24 +64,27 @@ class ExpertsClient:
             RowError, ImageError, UnknownExpertError: what is wrong with the question.
             WorkerDiedError: the engine has ended, or took longer than `timeout`.
         """
-        future = self._process.submit(
-            prompt, image_b64=encoded(image), expert=expert, max_new_tokens=max_new_tokens
+        picture = encoded(image)
+        return _awaited(
+            self._process.submit(prompt, image_b64=picture, expert=expert, max_new_tokens=max_new_tokens),
+            timeout,
         )
-        try:
-            return future.result(timeout)
-        except FutureTimeoutError:
-            raise WorkerDiedError(
-                f"no answer after {timeout:.0f} s", "", "ask for a shorter answer"
-            ) from None
 
     def ask_all(self, prompts: Iterable[str], timeout: float = ANSWER_SEC) -> list[Answer]:
         """Answers in the order of the prompts; the engine works on all of them together. Raises as `ask`."""
         futures = [self._process.submit(prompt) for prompt in prompts]
-        return [future.result(timeout) for future in futures]
+        return [_awaited(future, timeout) for future in futures]
 
     def close(self) -> None:
         """End the engine."""
         self._process.close()
+
+
+def _awaited(future: Future[Answer], timeout: float) -> Answer:
+    try:
+        return future.result(timeout)
+    except FutureTimeoutError:
+        raise WorkerDiedError(f"no answer after {timeout:.0f} s", "", "ask for a shorter answer") from None
 
 
 def encoded(image: bytes | Path | None) -> str | None:

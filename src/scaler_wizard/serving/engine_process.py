@@ -55,6 +55,7 @@ class EngineProcess:
         bundle: folder with loras.json.
         base: another place of the same base model.
         threads: of torch; its own choice when 0.
+        features: folder of what vision towers made of pictures before (`Workspace.vision_features`).
 
     Raises:
         ScalerError: what the process could not load, in its own words.
@@ -63,20 +64,24 @@ class EngineProcess:
 
     def __init__(
         self, bundle: Path, *, base: str | None = None, device: str = "cpu", threads: int = 0,
-        start_sec: float = START_SEC,
+        features: Path | None = None, start_sec: float = START_SEC,
     ) -> None:  # fmt: skip
         command = [sys.executable, "-m", MODULE, str(bundle), "--device", device, "--threads", str(threads)]
         if base is not None:
             command += ["--base", base]
+        if features is not None:
+            command += ["--features", str(features)]
         self._log = tempfile.TemporaryFile(prefix="scaler-experts-")  # noqa: SIM115 closed by close()
         # Threads that wait must not spin on a machine that others use.
         environment = {"OMP_WAIT_POLICY": "passive", **os.environ, "HF_HUB_OFFLINE": "1"}
         environment.pop(
             DATABASE_VARIABLE, None
         )  # only the host opens the database; its URL may hold a password
+        # A group of its own: Ctrl-C is for us, who let it finish what it was asked.
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=environment
-        )
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=environment,
+            process_group=0,
+        )  # fmt: skip
         self._lock = threading.Lock()
         # Apart from the table's: a full pipe must not keep the reader from the answers that would empty it.
         self._writing = threading.Lock()
@@ -88,6 +93,7 @@ class EngineProcess:
         try:
             self.about = self._started(start_sec)
         except BaseException:
+            self._process.kill()  # it has nothing to finish
             self.close()
             raise
 
@@ -104,6 +110,11 @@ class EngineProcess:
         """Labels of the experts."""
         return tuple(str(label) for label in self.about["labels"])
 
+    @property
+    def ready(self) -> bool:
+        """Whether it lives."""
+        return self._process.poll() is None
+
     def submit(
         self, prompt: str, *, image_b64: str | None = None, expert: str | None = None,
         max_new_tokens: int | None = None,
@@ -113,6 +124,7 @@ class EngineProcess:
         named = {"image_b64": image_b64, "expert": expert, "max_new_tokens": max_new_tokens}
         request |= {key: value for key, value in named.items() if value is not None}
         future: Future[Answer] = Future()
+        future.set_running_or_notify_cancel()  # who does not wait any more must not break who settles it
         with self._lock:
             number, self._next = self._next, self._next + 1
             self._waiting[number] = future
@@ -128,6 +140,11 @@ class EngineProcess:
             if unsettled:  # else the reader has said so already
                 future.set_exception(self._died())
         return future
+
+    def ended(self) -> WorkerDiedError:
+        """Wait until the process has ended, and say why."""
+        self._reader.join()
+        return self._died()
 
     def close(self) -> None:
         """End the process: it answers what it has, then it goes; after ten seconds it is killed."""
@@ -193,11 +210,12 @@ class EngineProcess:
         )  # fmt: skip
 
     def _died(self) -> WorkerDiedError:
-        if self._log.closed:
+        try:
+            self._log.seek(0, os.SEEK_END)
+            self._log.seek(max(0, self._log.tell() - LOG_BYTES))
+            last = self._log.read().decode("utf-8", "replace").strip().splitlines()
+        except ValueError:  # another thread has closed it
             return WorkerDiedError("the engine process was ended", "", "start another one")
-        self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(0, self._log.tell() - LOG_BYTES))
-        last = self._log.read().decode("utf-8", "replace").strip().splitlines()
         why = f": {last[-1][:300]}" if last else ""
         return WorkerDiedError(f"the engine process has ended{why}", "", "start it again")
 

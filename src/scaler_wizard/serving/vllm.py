@@ -10,7 +10,8 @@ import json
 import shutil
 from pathlib import Path
 
-from scaler_wizard.errors import IncompatibleModelError, ModelError
+from scaler_wizard.errors import IncompatibleModelError, ModelError, ModelNotFoundError
+from scaler_wizard.planning.locate import resolve_model
 from scaler_wizard.planning.safetensors_header import read_header
 from scaler_wizard.store.experts_bundle import Bundle, BundledLora
 
@@ -34,6 +35,7 @@ def vllm_command(bundle: Bundle, folder: Path) -> list[str]:
             vLLM would have to run once for each adapter.
         ModelError: a file that is no adapter.
     """
+    sees = base_sees(bundle.base)
     folder.mkdir(parents=True)
     modules, ranks = [], []
     for lora in bundle.experts:
@@ -43,7 +45,7 @@ def vllm_command(bundle: Bundle, folder: Path) -> list[str]:
                 f"{lora.label} is an activated LoRA without a plain twin", "a plain twin, which vLLM knows",
                 "run the job with deploy.twins: true",
             )  # fmt: skip
-        check_keys(lora.label, source)
+        check_keys(lora.label, source, sees)
         target = folder / twin_name(lora)
         shutil.copytree(source, target)
         modules.append(f"{twin_name(lora)}={target}")
@@ -54,10 +56,27 @@ def vllm_command(bundle: Bundle, folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def check_keys(label: str, folder: Path) -> None:
+def base_sees(base: str) -> bool | None:
+    """Whether a base model has a vision tower; None where it is not on this machine."""
+    try:
+        names = [tensor.name for file in sorted(resolve_model(base).glob("*.safetensors"))
+                 for tensor in read_header(file)]  # fmt: skip
+    except ModelNotFoundError:
+        return None
+    return any(TOWER in f".{name}" for name in names)
+
+
+def check_keys(label: str, folder: Path, sees: bool | None = None) -> None:
     """The adapter's tensor names are those that vLLM looks for.
 
     Of a vision-language base they start with `model.language_model.`; a wrong prefix would serve the base.
+
+    Args:
+        sees: whether the base has a vision tower; None: not known.
+
+    Raises:
+        IncompatibleModelError: LoRA on the vision tower, or names of another kind of base.
+        ModelError: names of two kinds of base.
     """
     names = [tensor.name for tensor in read_header(folder / "adapter_model.safetensors")]
     if any(TOWER in name for name in names):
@@ -68,6 +87,13 @@ def check_keys(label: str, folder: Path) -> None:
     vision = [name for name in names if name.startswith(VISION_PREFIX)]
     if vision and len(vision) != len(names):
         raise ModelError(f"{label} mixes tensor names of two kinds of model", "one prefix", "train it again")
+    if sees is not None and sees != bool(vision):
+        kinds = ("reads text only", "sees")
+        raise IncompatibleModelError(
+            f"{label} has tensor names of a base that {kinds[bool(vision)]}",
+            f"names of one that {kinds[sees]}",
+            "use the base that it was trained on; vLLM would serve the base in its place",
+        )  # fmt: skip
 
 
 def _rank(folder: Path) -> int:

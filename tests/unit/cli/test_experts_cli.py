@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from scaler_wizard.cli.demo_screens import write_screens
 from scaler_wizard.cli.experts import app, pace_of
-from scaler_wizard.cli.experts_versions import find_bundle
+from scaler_wizard.cli.experts_options import find_bundle
 from scaler_wizard.data.generators.screens import SCREEN_SKILLS
 from scaler_wizard.data.routing import merge_sources
 from scaler_wizard.data.routing_sources import RoutingSource

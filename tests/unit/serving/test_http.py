@@ -11,35 +11,41 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 import uvicorn
 from PIL import Image
 
-from scaler_wizard.errors import DataError, SpecError
+from scaler_wizard.errors import DataError, SpecError, UsageError
 from scaler_wizard.serving.engine_process import EngineProcess
-from scaler_wizard.serving.http import MAX_BODY_BYTES, check_host, make_app, new_token, understand
+from scaler_wizard.serving.http import MAX_BODY_BYTES, check_host, listen, make_app, new_token, understand
 
 TOKEN = new_token()
 
 
+@contextmanager
+def served(app: Any) -> Iterator[int]:
+    with listen("127.0.0.1", 0) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.02)
+        yield listener.getsockname()[1]
+        server.should_exit = True
+        thread.join(20)
+
+
 @pytest.fixture(scope="module")
 def port(engine: EngineProcess) -> Iterator[int]:
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(make_app(engine, TOKEN), log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield listener.getsockname()[1]
-    server.should_exit = True
-    thread.join(20)
-    listener.close()
+    with served(make_app(engine, TOKEN)) as port:
+        yield port
 
 
-def post(port: int, body: bytes, token: str | None = TOKEN, **headers: str) -> tuple[int, dict[str, object]]:
+def post(port: int, body: Any, token: str | None = TOKEN, **headers: str) -> tuple[int, dict[str, object]]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     named = {"Authorization": f"Bearer {token}"} if token else {}
     connection.request("POST", "/", body, named | headers)
@@ -98,6 +104,66 @@ def test_a_body_that_claims_to_be_too_long_is_not_read(port: int) -> None:
     connection.endheaders()
     assert connection.getresponse().status == 413
     connection.close()
+
+
+def test_a_body_that_does_not_say_how_long_it_is_ends_at_the_limit(port: int) -> None:
+    half = b"x" * (MAX_BODY_BYTES // 2)
+    assert post(port, iter([half, half, b"x"]))[0] == 413  # sent in chunks
+
+
+def begun(port: int, length: int = 100) -> socket.socket:
+    """A client that has sent its headers and the first bytes of its body."""
+    client = socket.create_connection(("127.0.0.1", port), timeout=60)
+    head = f"POST / HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {length}\r\n\r\n"
+    client.sendall(head.encode() + b'{"pro')
+    return client
+
+
+def test_a_slow_client_keeps_nobody_waiting_and_not_for_ever(
+    engine: EngineProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    with served(make_app(engine, TOKEN, body_sec=1.0)) as port:
+        slow, gone = begun(port), begun(port)
+        gone.close()
+        assert post(port, b'{"prompt": "Sort: b a"}')[0] == 200
+        slow.settimeout(20)
+        assert slow.recv(4096).startswith(b"HTTP/1.1 408 ")
+        slow.close()
+    assert not caplog.records, "who has gone is no error of the server"
+
+
+def test_health_says_whether_it_can_be_asked_and_labels_only_with_the_token(port: int) -> None:
+    assert get(port, "/health") == (200, {"ready": True})
+    known = get(port, "/health", Authorization=f"Bearer {TOKEN}")
+    assert known == (200, {"ready": True, "labels": ["north", "south", "plain"]})
+
+
+def get(port: int, path: str, **headers: str) -> tuple[int, object]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("GET", path, headers=headers)
+    answer = connection.getresponse()
+    value = json.loads(answer.read())
+    connection.close()
+    return answer.status, value
+
+
+def test_without_a_token_only_this_machine_may_ask_by_its_own_name(engine: EngineProcess) -> None:
+    with served(make_app(engine, None)) as port:
+        body = b'{"prompt": "Sort: b a"}'
+        assert post(port, body, None)[0] == 200
+        assert post(port, body, None, Host=f"localhost:{port}")[0] == 200
+        assert post(port, body, None, Host="rebound.example:80")[0] == 401
+
+
+def test_a_port_that_is_taken_and_an_address_that_is_elsewhere_are_refused() -> None:
+    with (
+        listen("127.0.0.1", 0) as held,
+        pytest.raises(UsageError, match="in use"),
+        listen("127.0.0.1", held.getsockname()[1]),
+    ):
+        pass
+    with pytest.raises(UsageError), listen("192.0.2.1", 8765):
+        pass
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.4", "example.org", ""])

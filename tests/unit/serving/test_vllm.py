@@ -9,7 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 from scaler_wizard.errors import IncompatibleModelError, ModelError
-from scaler_wizard.serving.vllm import check_keys, twin_name, vllm_command
+from scaler_wizard.inference.experts.fakes import write_random_adapter
+from scaler_wizard.inference.experts.sites import adaptable_linears
+from scaler_wizard.models.load import load_model
+from scaler_wizard.planning.safetensors_header import read_header
+from scaler_wizard.serving.vllm import VISION_PREFIX, base_sees, check_keys, twin_name, vllm_command
 from scaler_wizard.store.experts_bundle import Bundle, BundledLora
 from scaler_wizard.store.registry import content_hash
 
@@ -57,3 +61,20 @@ def test_a_vision_tower_or_mixed_names_are_refused(tmp_path: Path) -> None:
         check_keys("a", tmp_path / "mixed")
     adapter(tmp_path / "right", LANGUAGE)
     check_keys("a", tmp_path / "right")
+
+
+@pytest.mark.parametrize(
+    ("base", "other"), [("seedling", "seedling-vision"), ("seedling-vision", "seedling")]
+)
+def test_a_real_adapter_has_the_names_of_its_base_and_no_others(
+    tmp_path: Path, base: str, other: str
+) -> None:
+    model = load_model(base, dtype=torch.float32, device="cpu").model
+    linears = [name for name in adaptable_linears(model) if name.endswith("q_proj")]
+    write_random_adapter(model, tmp_path / "a", seed=0, invocation=None, targets=linears)
+    check_keys("a", tmp_path / "a", base_sees(base))
+    names = [tensor.name for tensor in read_header(tmp_path / "a" / "adapter_model.safetensors")]
+    assert all(name.startswith(VISION_PREFIX) for name in names) == (base == "seedling-vision")
+    with pytest.raises(IncompatibleModelError, match="tensor names of a base that"):
+        check_keys("a", tmp_path / "a", base_sees(other))
+    assert base_sees("nobody/has-this") is None
