@@ -104,7 +104,7 @@ def test_each_desk_does_its_own_with_the_same_things(task: str, level: int) -> N
         assert example.answer.split() == expected[task]
         for said in (example.instruction, example.question):
             assert example.input in said
-            people = {desk for desk, askers in ASKING.items() for who in askers if who in said.split()}
+            people = {desk for desk, askers in ASKING.items() for who in askers if f"the {who}" in said}
             assert people == ({task} if task in LEDGERS else set())
 
 
