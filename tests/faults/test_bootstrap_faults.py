@@ -149,22 +149,23 @@ def assert_equal(harness: ModuleType, run: RunDir, whole: RunDir) -> None:
 def kill_reports(harness: ModuleType, run: RunDir, whole: RunDir, rng: random.Random) -> None:
     """`scaler report` killed while it reads, draws or writes: there is a whole page, or none."""
 
-    def report(of: RunDir) -> subprocess.Popen[bytes]:
-        command: subprocess.Popen[bytes] = harness.command_line(
-            Workspace.open(of.path.parent.parent), "report", of.id
-        )
-        return command
+    def report(of: RunDir, life: float = PATIENCE_SEC) -> int:
+        """Exit code, of a process that is killed after `life` seconds where it has not ended."""
+        command = harness.command_line(Workspace.open(of.path.parent.parent), "report", of.id)
+        try:
+            command.communicate(timeout=life)
+        except subprocess.TimeoutExpired:
+            command.kill()
+            command.communicate()
+        return int(command.returncode)
 
     started = time.monotonic()
-    assert report(whole).wait(PATIENCE_SEC) == 0
+    assert report(whole) == 0
     seconds = time.monotonic() - started
     for _ in range(REPORT_KILLS):
-        command = report(run)
-        time.sleep(rng.uniform(0.3, 1.0) * seconds)
-        command.kill()
-        command.wait()
+        report(run, rng.uniform(0.3, 1.0) * seconds)
         assert not run.report.exists() or run.report.read_text("utf-8").rstrip().endswith("</html>")
-    assert report(run).wait(PATIENCE_SEC) == 0
+    assert report(run) == 0
     page = run.report.read_text("utf-8")
     assert all(picture.svg in page for picture in shown_of(whole)["pictures"])
 

@@ -58,7 +58,7 @@ def six_stages_value() -> dict[str, Any]:
             "last": 6,
             "explicit": stage(120, 60, share=0.12),
             "implicit": stage(120, 80, share=0.12),
-            "make": stage(120, 70, replay=0.5, learning_rate=0.003),
+            "make": stage(60, 70, replay=0.5, learning_rate=0.003),
             "evaluate": stage(200, 100, replay=0.45, learning_rate=0.0035),
             "revise": stage(120, 60, replay=0.5, learning_rate=0.0025),
         },

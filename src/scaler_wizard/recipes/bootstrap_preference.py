@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
@@ -92,15 +92,17 @@ class PairTraining:
     def _train_pairs(self, interrupted: Checkpoint | None) -> Metrics:
         session, settings = self.lab.session, preference_settings(self.section)
         training = self._training()
-        reference, first = None, None
+        reference, checked = None, None
         if settings.needs_reference:
             reference = self._reference(resumed=interrupted is not None)
             if interrupted is None:
-                first = check_start(
+                checked = check_start(
                     session.adapted, training.batches.step(0).micro_batches, reference,
                     beta=settings.beta, device=session.device,
                 )  # fmt: skip
-                self.context.note(f"the first DPO loss is {first:.4f} (ln 2): the reference is the policy")
+                self.context.note(f"the first DPO loss is {checked:.4f} (ln 2): the reference is the policy")
+        # Training that was resumed in its middle has no first step of its own.
+        first = self.context.once("first loss", lambda: checked)
         objective = preference_objective(settings, reference)
         last = self._steps("pairs", training, objective, interrupted)
         return {
@@ -139,17 +141,21 @@ class PairTraining:
             session.continue_training(training, interrupted.path)
         # Losses of another objective say nothing about this one's.
         context.breaker.reset()
+        # A training that was killed after its last step has no step left to say this.
+        last: dict[str, float] = {} if interrupted is None else _mark_of(interrupted)["last"]
 
         def capture() -> Files:
-            mark = json.dumps({"part": part}).encode() + b"\n"
+            mark = json.dumps({"part": part, "last": last}).encode() + b"\n"
             return {**session.files(), **state_files(training.state), MARK_FILE: mark}
 
         def begin(guard: Guard) -> Iterator[StepResult]:
-            return steps_within_memory(session, context, training, objective, guard, part)
+            nonlocal last
+            for result in steps_within_memory(session, context, training, objective, guard, part):
+                last = {"loss": result.loss, **result.metrics}
+                yield result
 
-        last: dict[str, float] = {}
-        for result in context.steps(begin, capture):
-            last = {"loss": result.loss, **result.metrics}
+        for _ in context.steps(begin, capture):
+            pass
         return last
 
     def _reference(self, *, resumed: bool) -> Reference:
@@ -208,5 +214,10 @@ def _part_of(checkpoint: Checkpoint | None) -> Part | None:
     """Which part a step checkpoint was taken in."""
     if checkpoint is None:
         return None
-    value = json.loads((checkpoint.path / MARK_FILE).read_text(encoding="utf-8"))["part"]
-    return "pairs" if value == "pairs" else "warmup"
+    return "pairs" if _mark_of(checkpoint)["part"] == "pairs" else "warmup"
+
+
+def _mark_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a step checkpoint says of itself: its part, and what the last step of that part said."""
+    found: dict[str, Any] = json.loads((checkpoint.path / MARK_FILE).read_text(encoding="utf-8"))
+    return found

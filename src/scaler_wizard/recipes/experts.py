@@ -33,7 +33,6 @@ from scaler_wizard.recipes.experts_measure import (
     measure_answers,
     measure_routing,
     measured_rows,
-    read_pictures,
 )
 from scaler_wizard.recipes.experts_result import experts_result
 from scaler_wizard.recipes.experts_routers import encode, train_routers
@@ -143,7 +142,6 @@ class ExpertsRecipe:
         """Routing and answers on rows that nothing was trained or chosen on."""
         job, served = self.job, self.served
         rows = measured_rows(self.rows.test, self.rows.labels, job.evaluation.rows)
-        read_pictures(served, rows)
         routers = [load_router(Path(folder), served.bank) for folder in self.done["P3"]["seeds"]]
         routing = context.once("routing", partial(measure_routing, context, served, routers, rows))
         context.probe("routing", {"value": routing["accuracy"]["value"], **routing["accuracy"]})

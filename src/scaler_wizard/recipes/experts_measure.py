@@ -41,14 +41,6 @@ def measured_rows(rows: Sequence[RoutingRow], labels: Sequence[str], most: int) 
     return kept
 
 
-def read_pictures(served: Served, rows: Sequence[RoutingRow]) -> None:
-    """Have the rows' pictures in the cache before work is counted: what a phase counts then is the same
-    where it is resumed, with an empty cache, and where earlier phases have read them."""
-    for row in rows:
-        if row.image is not None:
-            content_of(served, row)
-
-
 def route_rows(
     context: PhaseContext, served: Served, router: Router, prompts: Sequence[Prompt], words: str
 ) -> list[RoutedAnswer]:
