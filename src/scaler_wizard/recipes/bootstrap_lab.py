@@ -30,7 +30,7 @@ from scaler_wizard.recipes.bootstrap_sampling import Ask, Sampled, Sampler
 from scaler_wizard.recipes.bootstrap_session import StageSession
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.runs.phase import Metrics
-from scaler_wizard.specs.bootstrap import BootstrapJob
+from scaler_wizard.specs.bootstrap import BootstrapJob, StageSection
 from scaler_wizard.store.checkpoint_files import Checkpoint
 from scaler_wizard.store.rundir import RunDir
 
@@ -74,6 +74,11 @@ class Lab:
         """What the model of a stage answered to the fixed questions; the base for 0."""
         answers: dict[str, list[bool]] = self.passed(number)["answers"]
         return answers
+
+    def share_of(self, skill: Skill) -> float:
+        """The share of right answers that a skill's own gate asks for."""
+        section: StageSection = getattr(self.job.stages, skill)
+        return section.share
 
     def base_texts(self) -> list[str]:
         """Texts that the base wrote before anything was trained, to be replayed.

@@ -147,7 +147,7 @@ def violations(
 def kept_stages(
     lab: Lab, constitution: Constitution, answers: Mapping[str, Sequence[bool]]
 ) -> tuple[list[Kept], int]:
-    """Stages 1 to 5 against their own answers when they passed, and how many questions were left out.
+    """Stages 1 to 5 against their gates and their answers when they passed; how many questions were left out.
 
     Left out are those whose right answer the constitution changes: there a new answer is what was wanted.
     """
@@ -158,7 +158,7 @@ def kept_stages(
         left_out += len(lab.all_questions[skill]) - len(places)
         before = lab.passed_answers(number)[skill]
         change = Change(skill, tuple(before[at] for at in places), tuple(answers[skill][at] for at in places))
-        kept.append(Kept(skill, change))
+        kept.append(Kept(skill, change, lab.share_of(skill)))
     return kept, left_out
 
 

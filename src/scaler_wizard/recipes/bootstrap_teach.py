@@ -169,7 +169,11 @@ class TeachStage:
             for kind in dict.fromkeys(types)
         ]
         kept = [
-            Kept(skill, Change(skill, tuple(lab.passed_answers(number)[skill]), tuple(answers[skill])))
+            Kept(
+                skill,
+                Change(skill, tuple(lab.passed_answers(number)[skill]), tuple(answers[skill])),
+                lab.share_of(skill),
+            )
             for number, skill in enumerate(SKILLS[: self.number - 1], start=1)
         ]
         return decide_stage(self.skill, by_type, kept, share=section.share, least_n=lab.job.evaluation.least)
