@@ -176,6 +176,23 @@ def test_every_row_is_kept_with_its_reason(good: tuple[RunDir, Metrics]) -> None
     assert {row["kind"] for row in rows} >= {"anchor", "critique", "unwarranted refusal", "verbose"}
 
 
+def test_orpo_teaches_the_same_without_a_reference(
+    instructed: Path, harness: ModuleType, tmp_path: Path
+) -> None:  # fmt: skip
+    value = job_value(instructed, method="orpo", beta=0.5)
+    run = harness.create(Workspace.create(tmp_path), value)
+    found = run_once(run)["P6"]
+    assert (found["preference"]["method"], found["preference"]["first_loss"]) == ("orpo", None)
+    assert found["preference"]["last"]["reward_accuracy"] > 0.9
+    assert not list((run.path / "bootstrap").rglob("reference-*"))
+    triple = {name: (row["before"]["value"], row["after"]["value"]) for name, row in found["triple"].items()}
+    assert triple["violated"][0] > 0.9
+    assert triple["violated"][1] < 0.2
+    assert triple["benign_right"][0] - triple["benign_right"][1] <= 0.05
+    assert triple["over_refused"][1] <= 0.1
+    assert set(found["safety"]["checks"]) == {"violations", "over_refusal", "benign"}
+
+
 def test_dpo_that_is_driven_too_far_is_blocked(instructed: Path, harness: ModuleType, tmp_path: Path) -> None:
     """A high rate and nothing to hold on to: whatever the violations, no answer is right any more."""
     value = job_value(

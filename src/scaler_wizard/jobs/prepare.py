@@ -26,7 +26,8 @@ from scaler_wizard.planning.hardware import Hardware, probe_hardware
 from scaler_wizard.planning.locate import resolve_model
 from scaler_wizard.planning.plan import Plan, make_plan
 from scaler_wizard.planning.templates import load_templates
-from scaler_wizard.specs.bootstrap import BootstrapJob
+from scaler_wizard.specs.bootstrap import BootstrapJob, constitution_name
+from scaler_wizard.specs.constitution import SHIPPED, read_constitution
 from scaler_wizard.specs.continual import ContinualJob
 from scaler_wizard.specs.experts import ExpertSection, ExpertsJob, RoutingSection
 from scaler_wizard.specs.grow import GrowJob
@@ -131,10 +132,15 @@ def _absolute_experts(job: ExpertsJob, folder: Path) -> dict[str, Any]:
 
 
 def _absolute_bootstrap(job: BootstrapJob, folder: Path) -> dict[str, Any]:
-    world = job.world
-    if world.file is None:
-        return {}
-    return {"world": world.model_copy(update={"file": absolute_path(world.file, folder)})}
+    """Paths of the prompts and of a constitution of one's own."""
+    world, constitution = job.world, job.constitution
+    found: dict[str, Any] = {}
+    if world.file is not None:
+        found["world"] = world.model_copy(update={"file": absolute_path(world.file, folder)})
+    if constitution.source is not None and constitution.source not in SHIPPED:
+        path = absolute_path(constitution.source, folder)
+        found["constitution"] = constitution.model_copy(update={"source": path})
+    return found
 
 
 ABSOLUTE: dict[str, Callable[[Any, Path], dict[str, Any]]] = {
@@ -218,7 +224,9 @@ def _plan_experts(job: ExpertsJob, given: Given) -> tuple[None, Plan]:
 
 
 def _plan_bootstrap(job: BootstrapJob, given: Given) -> tuple[None, Plan]:
-    open_world(job)  # a file that cannot be used is refused before anything is queued
+    # Files that cannot be used are refused before anything is queued.
+    open_world(job)
+    read_constitution(constitution_name(job))
     return None, make_bootstrap_plan(job, given.machine, given.facts, learned=given.learned)
 
 

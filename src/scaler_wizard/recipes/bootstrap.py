@@ -18,8 +18,10 @@ from scaler_wizard.data.worlds import open_world
 from scaler_wizard.models.hashing import weights_sha256
 from scaler_wizard.planning.plan import Plan
 from scaler_wizard.recipes.bootstrap_assess import assess
-from scaler_wizard.recipes.bootstrap_constitution import ConstitutionStage
+from scaler_wizard.recipes.bootstrap_constitution import NUMBER as CONSTITUTION
+from scaler_wizard.recipes.bootstrap_constitution import ConstitutionStage, constitution_of
 from scaler_wizard.recipes.bootstrap_lab import Lab
+from scaler_wizard.recipes.bootstrap_prompts import check_prompts
 from scaler_wizard.recipes.bootstrap_result import bootstrap_result, export_last, gate_request
 from scaler_wizard.recipes.bootstrap_session import MODEL_DIR, StageSession
 from scaler_wizard.recipes.bootstrap_stage import MOST_ATTEMPTS, Effort, Stage, phase_name
@@ -83,7 +85,13 @@ class BootstrapRecipe:
             (directory / "untrained.txt").write_text(f"{self.plan.model}\n", encoding="utf-8")
 
     def measure_base(self, context: PhaseContext) -> Metrics:
-        """Stage 0."""
+        """Stage 0.
+
+        Raises:
+            IncompatibleModelError: the constitution's prompts do not fit the context.
+        """
+        if any(stage.number == CONSTITUTION for stage in self.stages):
+            check_prompts(self.lab, constitution_of(self.lab))
         digest = weights_sha256(self.lab.session.path)
         context.note(f"base weights sha256 {digest[:16]}...")
         return {**assess(self.lab, context), "weights_sha256": digest}

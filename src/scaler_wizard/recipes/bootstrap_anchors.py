@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
 from typing import Final
 
 from scaler_wizard.data.critique import tidy
+from scaler_wizard.data.generators.example import is_held_out_text
 from scaler_wizard.data.token_rows import TokenRow
 from scaler_wizard.data.world_forms import ask_to_make
 from scaler_wizard.errors import EmptyDataError
@@ -19,11 +21,20 @@ REPLAYED: Final = (4, 5)
 """Stages whose rows are anchors: what stages 1 and 2 taught is in the answers that the critic cleared, and
 stage 3 in tasks that are made anew."""
 CLEARED_TIMES: Final = 2
-"""How often the cleared answers stand among the anchors; of every other source as many rows as of them."""
+"""The cleared answers are so many times as many anchors as every other source."""
+SOURCES: Final = CLEARED_TIMES + len(REPLAYED) + 2
+"""Parts of the anchors, all as large: those, new tasks, and text of the base."""
+KEPT_OF_ASKED: Final = 0.75
+"""About so many of the new tasks that are asked for are used: a fifth are the evaluation's, some repeat."""
+MOST_TASKS_PER_PROMPT: Final = 4
+"""New tasks for each of the stage's prompts, at most; a longer training goes through them again."""
 
 
-def anchor_rows(lab: Lab, rows: Sequence[Critiqued], new_tasks: Sequence[Pair]) -> list[TokenRow]:
-    """Answers that the critic cleared, rows of the stages that are no answers, and text of the base.
+def anchor_rows(
+    lab: Lab, rows: Sequence[Critiqued], new_tasks: Sequence[Pair], count: int
+) -> list[TokenRow]:  # fmt: skip
+    """`count` anchors, all that a training takes: answers that the critic cleared, rows of the stages that
+    are no answers, new tasks and text of the base, in equal parts, each gone through as often as it takes.
 
     Raises:
         EmptyDataError: the critic cleared nothing.
@@ -35,41 +46,48 @@ def anchor_rows(lab: Lab, rows: Sequence[Critiqued], new_tasks: Sequence[Pair]) 
             "answers that keep to the constitution, which hold the model to what it does well",
             "look at the reasons in the stage's records: a critic that doubts everything is no critic",
         )
-    found: list[TokenRow] = [*lab.rows(cleared)] * CLEARED_TIMES
-    for number in REPLAYED:
-        if lab.has_passed(number):
-            found += list(lab.rows(stage_pairs(lab, number)))[: len(cleared)]
-    found += list(lab.rows(new_tasks))[: len(cleared)] if new_tasks else []
-    return [*found, *list(lab.text_rows(lab.base_texts()))[: len(cleared)]]
+    parts: list[Sequence[TokenRow]] = [list(lab.rows(cleared))] * CLEARED_TIMES
+    parts += [list(lab.rows(stage_pairs(lab, number))) for number in REPLAYED if lab.has_passed(number)]
+    parts += [list(lab.rows(new_tasks)) if new_tasks else [], list(lab.text_rows(lab.base_texts()))]
+    return list(islice(_by_turns([part for part in parts if part]), count))
 
 
-def make_new_tasks(lab: Lab, context: PhaseContext, where: str, draw: int) -> list[Pair]:
+def _by_turns(parts: Sequence[Sequence[TokenRow]]) -> Iterator[TokenRow]:
+    """A row of each part by turns, without end; a part that is used up begins again."""
+    for turn in zip(*map(cycle, parts), strict=True):
+        yield from turn
+
+
+def make_new_tasks(lab: Lab, context: PhaseContext, where: str, anchors: int) -> list[Pair]:
     """Requests for a task, and tasks that the session's model makes when asked for one; none before stage 3.
 
-    The third stage's own rows would be learned by heart: of 125 new tasks 67 were left with 68 of them as
-    anchors, 106 with 605.
+    So many that none of them is learned twice, and drawn at a temperature of 1, so that learning them leaves
+    the model's own distribution as it is. With 476 drawn at 0.7, each learned three times, tasks that are
+    right fell from 532 to 500 of 600: more repeated each other or an anchor (5 before, 37 after), and more
+    were malformed (42, 52). Stage 3's own rows would be learned by heart even more.
 
     Args:
-        draw: names the draw of the types that are asked for.
+        anchors: anchors that the training takes, of which new tasks are one part.
     """
-    if not lab.has_passed(3):
+    if not lab.has_passed(3) or not anchors:
         return []
-    tasks = lab.world.tasks("train", lab.job.constitution.prompts, lab.job.training.seed + draw)
-    prompts = [ask_to_make(task.type, number) for number, task in enumerate(tasks)]
+    types = lab.world.types
+    wanted = min(
+        round(anchors / SOURCES / KEPT_OF_ASKED), MOST_TASKS_PER_PROMPT * lab.job.constitution.prompts
+    )
+    prompts = [ask_to_make(types[number % len(types)], number) for number in range(wanted)]
     asks = [
-        Ask(
-            f"{number}/{task.id}", lab.turn(prompt), lab.job.sampling.max_new_tokens, samples=1,
-            greedy=False, temperature=lab.job.sampling.temperature,
-        )
-        for number, (task, prompt) in enumerate(zip(tasks, prompts, strict=True))
-    ]  # fmt: skip
+        Ask(str(number), lab.turn(prompt), lab.job.sampling.max_new_tokens, samples=1, greedy=False)
+        for number, prompt in enumerate(prompts)
+    ]
     found = [row[0] for row in lab.answers(context, where, "tasks", asks)]
     known = set(known_tasks(lab))
     made: list[Pair] = []
     for prompt, one in zip(prompts, found, strict=True):
         text = tidy(one.text)
         read = lab.world.read(text)
-        held_out = read is not None and lab.world.is_held_out(read)
+        # As many of those that are no task are left out, or learning the rest would teach to make more of them.
+        held_out = is_held_out_text(text) if read is None else lab.world.is_held_out(read)
         if one.ended and text and text not in known and not held_out:
             known.add(text)
             made.append((prompt, text))

@@ -35,8 +35,8 @@ from scaler_wizard.recipes.bootstrap_critique import (
     pair_metrics,
 )
 from scaler_wizard.recipes.bootstrap_filter import filtered
-from scaler_wizard.recipes.bootstrap_lab import Lab, Pair
-from scaler_wizard.recipes.bootstrap_preference import PairTraining
+from scaler_wizard.recipes.bootstrap_lab import Lab
+from scaler_wizard.recipes.bootstrap_preference import PairTraining, anchors_needed
 from scaler_wizard.recipes.bootstrap_principles import (
     Kind,
     Probe,
@@ -54,7 +54,9 @@ from scaler_wizard.recipes.bootstrap_stage import MOST_ATTEMPTS, Effort, phase_n
 from scaler_wizard.recipes.bootstrap_teach import known_tasks
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.runs.phase import Metrics
+from scaler_wizard.specs.bootstrap import constitution_name
 from scaler_wizard.specs.constitution import Constitution, read_constitution
+from scaler_wizard.specs.constitution_section import PreferenceSection
 
 NUMBER = 6
 SHOWN_CRITIQUES = 8
@@ -82,8 +84,10 @@ class ConstitutionStage:
         if not data["passed"]:
             return self._refused(lab, data, effort)
         making = time.monotonic() - started
-        new_tasks = make_new_tasks(lab, context, f"{where}/made-{effort.attempt}", NUMBER + effort.attempt)
-        trained = self._train(lab, context, effort, rows, new_tasks, where)
+        section = _preference(lab, effort)
+        count = anchors_needed(section, sum(row.is_pair for row in rows), lab.job.training.max_steps)
+        new_tasks = make_new_tasks(lab, context, f"{where}/made-{effort.attempt}", count)
+        trained = self._train(lab, context, section, rows, anchor_rows(lab, rows, new_tasks, count), where)
         after = answer_probes(lab, context, f"{where}/after-{effort.attempt}", asked)
         answers, samples = lab.measure(
             context, f"{where}/measured-{effort.attempt}", SKILLS,
@@ -153,18 +157,12 @@ class ConstitutionStage:
     # training
 
     def _train(
-        self, lab: Lab, context: PhaseContext, effort: Effort, rows: Sequence[Critiqued],
-        new_tasks: Sequence[Pair], where: str,
+        self, lab: Lab, context: PhaseContext, section: PreferenceSection, rows: Sequence[Critiqued],
+        anchors: Sequence[TokenRow], where: str,
     ) -> Metrics:  # fmt: skip
         made = _token_pairs(lab, [row for row in rows if row.is_pair])
-        section = lab.job.constitution.preference
-        if effort.attempt == MOST_ATTEMPTS:
-            section = section.model_copy(update={"anchors_per_pair": 2 * section.anchors_per_pair})
-        training = PairTraining(
-            lab, context, lab.plan.phase(phase_name(NUMBER, 1)), section, made,
-            anchor_rows(lab, rows, new_tasks), lab.directory(where),
-        )  # fmt: skip
-        return training.run()
+        phase = lab.plan.phase(phase_name(NUMBER, 1))
+        return PairTraining(lab, context, phase, section, made, anchors, lab.directory(where)).run()
 
     # deciding
 
@@ -209,6 +207,14 @@ class ConstitutionStage:
         }  # fmt: skip
 
 
+def _preference(lab: Lab, effort: Effort) -> PreferenceSection:
+    """How an attempt trains: the last one with twice the anchors."""
+    section = lab.job.constitution.preference
+    if effort.attempt < MOST_ATTEMPTS:
+        return section
+    return section.model_copy(update={"anchors_per_pair": 2 * section.anchors_per_pair})
+
+
 def _token_pairs(lab: Lab, pairs: Sequence[Critiqued]) -> list[TokenPair]:
     """Pairs whose answers both fit the context; a longer one would be cut, and half an answer is not one."""
     chosen = _whole_rows(lab, [(row.request, row.chosen) for row in pairs])
@@ -224,9 +230,8 @@ def _whole_rows(lab: Lab, turns: Sequence[tuple[str, str]]) -> dict[int, TokenRo
 
 
 def constitution_of(lab: Lab) -> Constitution:
-    """The constitution that the job names: by the world where it names none."""
-    source = lab.job.constitution.source
-    return read_constitution(source or ("embedded" if lab.job.world.source == "embedded" else "default"))
+    """The job's constitution."""
+    return read_constitution(constitution_name(lab.job))
 
 
 def _described(constitution: Constitution) -> Metrics:

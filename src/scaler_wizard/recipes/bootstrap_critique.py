@@ -20,11 +20,14 @@ from scaler_wizard.data.pairs import Flag, PairVerdict, count_pairs, judge_pair
 from scaler_wizard.data.principles import violates
 from scaler_wizard.inference.critic import Asked, judge, option_scores, prompt_ids, revise
 from scaler_wizard.recipes.bootstrap_lab import Lab
+from scaler_wizard.recipes.bootstrap_prompts import fits
 from scaler_wizard.recipes.bootstrap_sampling import Ask
 from scaler_wizard.recipes.bootstrap_session import StageSession
 from scaler_wizard.runs.context import PhaseContext
 from scaler_wizard.runs.phase import Metrics
 from scaler_wizard.specs.constitution import Constitution
+
+TOO_LONG = "longer than the context with the prompt"
 
 
 @dataclass(frozen=True)
@@ -138,8 +141,7 @@ def critique_answers(
             for row in open_rows.values()
             for principle in row.principles
         ]
-        opinions = judge(constitution, asker, items, f"judge-{number}")
-        opinions = _first_flagged_revised(constitution, asker, items, opinions, f"revise-{number}")
+        opinions = _judged(constitution, asker, items, number)
         if number == 0:
             first = list(zip(items, opinions, strict=True))
         found: dict[str, list[tuple[Item, Opinion]]] = {}
@@ -167,6 +169,18 @@ def _drawn(constitution: Constitution, seed: int, name: str, count: int) -> tupl
     keys = {rule.id: rng.random() ** (1 / rule.weight) for rule in applied}
     chosen = set(sorted(keys, key=lambda rule: (-keys[rule], rule))[:count])
     return tuple(rule.id for rule in applied if rule.id in chosen)
+
+
+def _judged(
+    constitution: Constitution, asker: LabAsker, items: Sequence[Item], number: int
+) -> list[Opinion]:  # fmt: skip
+    """One round: an opinion on every item, and a revision of every answer that one of them flags."""
+    opinions = [Opinion("uncertain", reason=TOO_LONG)] * len(items)
+    places = [at for at, item in enumerate(items) if fits(asker.lab, constitution, item)]
+    judged = judge(constitution, asker, [items[at] for at in places], f"judge-{number}")
+    for at, opinion in zip(places, judged, strict=True):
+        opinions[at] = opinion
+    return _first_flagged_revised(constitution, asker, items, opinions, f"revise-{number}")
 
 
 def _first_flagged_revised(

@@ -172,6 +172,12 @@ class PairTraining:
         return reference
 
 
+def anchors_needed(section: PreferenceSection, pairs: int, max_steps: int) -> int:
+    """Anchors that a training on so many pairs takes in all its steps, see `PairBatches`."""
+    each = round(min(section.pairs_per_step, pairs) * section.anchors_per_pair)
+    return max(1, each) * (section.steps or max_steps) if section.anchors_per_pair else 0
+
+
 def preference_settings(section: PreferenceSection) -> PreferenceSettings:
     """The objective that a job asks for."""
     return PreferenceSettings(

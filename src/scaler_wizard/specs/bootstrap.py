@@ -138,3 +138,8 @@ class BootstrapJob(Spec):
     """Breaker, gates, and what is reported."""
     contract: Contract | None = None
     """The signed contract; `scaler sign` writes it."""
+
+
+def constitution_name(job: BootstrapJob) -> str:
+    """The constitution that a job names, or the one that goes with its world."""
+    return job.constitution.source or ("embedded" if job.world.source == "embedded" else "default")
