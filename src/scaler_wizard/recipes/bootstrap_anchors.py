@@ -86,7 +86,7 @@ def make_new_tasks(lab: Lab, context: PhaseContext, where: str, anchors: int) ->
     for prompt, one in zip(prompts, found, strict=True):
         text = tidy(one.text)
         read = lab.world.read(text)
-        # As many of those that are no task are left out, or learning the rest would teach to make more of them.
+        # As many of those that are no task are left out: learning the rest would teach to make more of them.
         held_out = is_held_out_text(text) if read is None else lab.world.is_held_out(read)
         if one.ended and text and text not in known and not held_out:
             known.add(text)
