@@ -39,7 +39,7 @@ CLOCKED = {"seconds", "seconds_making", "cost", "memory", "peak_memory_bytes", "
 """What is measured by a clock or counted in one process only."""
 CHECKPOINT = re.compile(r"(checkpoints/P[0-9.]+)-[0-9]+")
 """A checkpoint's number counts step checkpoints, of which a killed run has more."""
-PATIENCE_SEC = 400.0
+PATIENCE_SEC = 900.0
 REPORT_KILLS = 2
 EXPORT_PLACES = 3
 """Places at a run's end that go by faster than `LATER_SEC`."""
