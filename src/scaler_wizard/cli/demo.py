@@ -68,7 +68,7 @@ def bootstrap(
     workspace: WorkspaceOption = None,
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
     full: Annotated[
-        bool, typer.Option("--full", help="All ten tasks and stricter gates, which stop it early (docs/bootstrap.md).")
+        bool, typer.Option("--full", help="All ten tasks, stricter gates; one stops it (docs/bootstrap.md).")
     ] = False,
     json: JsonOption = False,
 ) -> None:
